@@ -1,0 +1,66 @@
+"""Rules of normalisations and of softmax: their statistics tie the positions that they run over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fxslim.graph.axes.notation import DimRule, Symmetry
+from fxslim.graph.axes.registry import Call, NewSizes, names, rule, text
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+def _normalized_shape(call: Call, new: NewSizes) -> Mapping[str, Any]:
+    return {"normalized_shape": list(new.operand(0)[-len(call.arg("normalized_shape")) :])}
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default, literals=_normalized_shape)
+def layer_norm(call: Call) -> DimRule:
+    """Statistics over the last dimensions. RMSNorm without a weight commutes with rotations of a single last dimension."""
+    rank, inner = len(call.shapes[0]), len(call.arg("normalized_shape"))
+    outer, tied = names(rank - inner, "b"), names(inner, "d")
+    affine = f", {text(tied)}" * (len(call.tensors) - 1)
+    rotation = call.op is aten.rms_norm.default and len(call.tensors) == 1 and inner == 1
+    clause = f" | orthogonal {text(tied)}" if rotation else ""
+    return DimRule.parse(f"{text((*outer, *tied))}{affine} -> {text((*outer, *tied))} | tied {text(tied)}{clause}")
+
+
+@rule(aten.batch_norm.default)
+def batch_norm(call: Call) -> DimRule:
+    """With running statistics every channel is a function of itself alone."""
+    rank = len(call.shapes[0])
+    dims = ("b", "c", *names(max(0, rank - 2), "p"))[:rank]
+    return DimRule.parse(f"{text(dims)}{', c' * (len(call.tensors) - 1)} -> {text(dims)}")
+
+
+@rule(aten.instance_norm.default)
+def instance_norm(call: Call) -> DimRule:
+    """Statistics over the positions of each channel."""
+    positions = names(len(call.shapes[0]) - 2, "p")
+    dims = text(("b", "c", *positions))
+    return DimRule.parse(f"{dims}{', c' * (len(call.tensors) - 1)} -> {dims} | tied {text(positions)}")
+
+
+@rule(aten.group_norm.default, literals=lambda call, new: {"num_groups": new.letter("g")})
+def group_norm(call: Call) -> DimRule:
+    """Statistics over the `c` channels of a group and all positions; whole groups `g` may go."""
+    groups, channels = int(call.arg("num_groups")), call.shapes[0][1]
+    positions = names(len(call.shapes[0]) - 2, "p")
+    c = "(g c)" if groups not in (1, channels) else ("g" if groups == channels else "c")
+    tied = (*(("c",) if c != "g" else ()), *positions)
+    clause = f" | tied {text(tied)}" if tied else ""
+    dims = text(("b", c, *positions))
+    return DimRule.parse(f"{dims}{f', {c}' * (len(call.tensors) - 1)} -> {dims}{clause}", sizes={"g": groups})
+
+
+@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
+def softmax(call: Call) -> DimRule:
+    """The sum runs over `dim`."""
+    (x,) = call.shapes
+    dims = names(len(x))
+    return DimRule.parse(f"{text(dims)} -> {text(dims)} | tied {dims[call.dim('dim', len(x))]}")

@@ -1,0 +1,108 @@
+"""Rules of reductions and of operators that look along a dimension (scans, sorting, triangles)."""
+
+from __future__ import annotations
+
+import torch
+
+from fxslim.graph.axes.notation import DimRule, Symmetry
+from fxslim.graph.axes.registry import Call, names, rule, text
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+def _reduction(call: Call, dims: tuple[int, ...], keepdim: bool, clause: str, default: Symmetry, results: int = 1) -> DimRule:
+    letters = names(len(call.shapes[0]))
+    out = [("1" if keepdim else "") if i in dims else x for i, x in enumerate(letters)]
+    kept = text([x for x in out if x])
+    reduced = text([letters[i] for i in dims])
+    suffix = f" | {clause} {reduced}" if clause and dims else ""
+    why = "the result names a position" if clause == "fixed" else ""
+    return DimRule.parse(f"{text(letters)} -> {', '.join([kept] * results)}{suffix}", default=default, why=why)
+
+
+@rule(aten.sum.dim_IntList, aten.sum.default)
+def summation(call: Call) -> DimRule:
+    """Removing a term equals making it zero."""
+    named = call.op is aten.sum.dim_IntList
+    dims = call.dims("dim", len(call.shapes[0])) if named else tuple(range(len(call.shapes[0])))
+    return _reduction(call, dims, named and bool(call.arg("keepdim")), "", Symmetry.GENERAL)
+
+
+@rule(aten.mean.dim, aten.mean.default)
+def mean(call: Call) -> DimRule:
+    """The count changes with what is removed."""
+    named = call.op is aten.mean.dim
+    dims = call.dims("dim", len(call.shapes[0])) if named else tuple(range(len(call.shapes[0])))
+    return _reduction(call, dims, named and bool(call.arg("keepdim")), "tied", Symmetry.GENERAL)
+
+
+@rule(
+    aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim, aten.amax.default, aten.amin.default,
+    aten.prod.dim_int, aten.logsumexp.default, aten.any.dim, aten.all.dim, aten.linalg_vector_norm.default,
+    aten.norm.ScalarOpt_dim,
+)  # fmt: skip
+def statistic(call: Call) -> DimRule:
+    """A statistic of all positions of `dim`: removing one is not the same as making it zero."""
+    dims = call.dims("dim", len(call.shapes[0]))
+    return _reduction(call, dims, bool(call.arg("keepdim")), "tied", Symmetry.PERMUTATION)
+
+
+@rule(aten.max.dim, aten.min.dim, aten.median.dim)
+def extreme_with_index(call: Call) -> DimRule:
+    """The second result is an index into `dim`."""
+    dims = call.dims("dim", len(call.shapes[0]))
+    return _reduction(call, dims, bool(call.arg("keepdim")), "fixed", Symmetry.PERMUTATION, results=2)
+
+
+@rule(aten.argmax.default, aten.argmin.default)
+def arg_extreme(call: Call) -> DimRule:
+    """The result is an index into `dim`."""
+    dims = call.dims("dim", len(call.shapes[0]))
+    return _reduction(call, dims, bool(call.arg("keepdim")), "fixed", Symmetry.PERMUTATION)
+
+
+@rule(aten.cumsum.default, aten.cumprod.default)
+def scan(call: Call) -> DimRule:
+    """Every position holds the sum of those before it."""
+    (x,) = call.shapes
+    dims = names(len(x))
+    return DimRule.parse(f"{text(dims)} -> {text(dims)} | fixed {dims[call.dim('dim', len(x))]}", why="the order counts")
+
+
+@rule(aten.topk.default)
+def topk(call: Call) -> DimRule:
+    """The k largest of `dim` and their indices."""
+    (x,) = call.shapes
+    dims = list(names(len(x)))
+    chosen = call.dim("dim", len(x))
+    out = [*dims[:chosen], "k", *dims[chosen + 1 :]]
+    return DimRule.parse(
+        f"{text(dims)} -> {text(out)}, {text(out)} | fixed {dims[chosen]} k", why="the result names positions"
+    )
+
+
+@rule(aten.sort.default, aten.sort.stable)
+def sort(call: Call) -> DimRule:
+    """Sorted values and their indices."""
+    (x,) = call.shapes
+    dims = names(len(x))
+    clause = f" | fixed {dims[call.dim('dim', len(x))]}" if x else ""
+    return DimRule.parse(f"{text(dims)} -> {text(dims)}, {text(dims)}{clause}", why="the result names positions")
+
+
+@rule(aten.triu.default, aten.tril.default)
+def triangle(call: Call) -> DimRule:
+    """The last two dimensions are compared with each other."""
+    dims = names(len(call.shapes[0]))
+    return DimRule.parse(f"{text(dims)} -> {text(dims)} | fixed {text(dims[-2:])}", why="row and column are compared")
+
+
+@rule(aten.flip.default, aten.roll.default)
+def reorder(call: Call) -> DimRule:
+    """The named dimensions are read in another order."""
+    (x,) = call.shapes
+    dims = names(len(x))
+    moved = [dims[d] for d in call.dims("dims", len(x))]
+    return DimRule.parse(f"{text(dims)} -> {text(dims)} | fixed {text(moved)}", why="positions move to other positions")

@@ -109,7 +109,9 @@ def quotient(whole: Size, part: Size) -> Size | None:
         return whole // part if part and whole % part == 0 else None
     ratio = sympy.cancel(sympy.sympify(whole) / sympy.sympify(part))
     numerator, denominator = ratio.as_numer_denom()
-    if denominator != 1 or any(not c.is_Integer for c in sympy.Poly(numerator).coeffs()):
+    if denominator != 1:
+        return None
+    if numerator.free_symbols and any(not c.is_Integer for c in sympy.Poly(numerator).coeffs()):
         return None
     return _simple(ratio)
 

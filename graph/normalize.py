@@ -1,7 +1,7 @@
 """What capture makes explicit, so that later stages meet one form of each idea.
 
 Numerics are preserved: assertions and inference-time identities go, the softmax scale of attention becomes an argument,
-equal splits become splits with sizes, batch norm returns one tensor.
+equal splits become splits with sizes, views become reshapes, batch norm returns one tensor.
 """
 
 from __future__ import annotations
@@ -93,10 +93,17 @@ def _batch_norm(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def _reshape(node: fx.Node) -> None:
+    """A view demands strides that another kernel, precision or width need not give; a reshape does not."""
+    node.target = aten.reshape.default
+
+
 _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_ASSERTIONS, _erase),
     **dict.fromkeys(_IDENTITIES, _forward_input),
     aten.scaled_dot_product_attention.default: _explicit_scale,
+    aten.view.default: _reshape,
+    aten._unsafe_view.default: _reshape,
     aten.split.Tensor: _split_sizes,
     aten.chunk.default: _split_sizes,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,

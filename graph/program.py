@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
@@ -14,7 +15,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from fxslim.graph.errors import AnalysisError
 
-__all__ = ["DynamicShapes", "Program", "Weight", "WeightStore"]
+__all__ = ["DynamicShapes", "Program", "Weight", "WeightStore", "bind_symbols"]
 
 DynamicShapes = dict[str, dict[int, str]]
 """Dynamic dimensions by flat input name: `{"input_ids": {0: "batch", 1: "sequence"}}`."""
@@ -166,6 +167,16 @@ class Program:
         for name in sorted(self.info):
             digest.update(f"{name}|{self.info[name].shape}\n".encode())
         return digest.hexdigest()
+
+
+def bind_symbols(program: Program, inputs: Sequence[Tensor]) -> dict[sympy.Symbol, int]:
+    """The values of the exporter's symbols for given inputs."""
+    symbols: dict[sympy.Symbol, int] = {}
+    for node, value in zip(program.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        for size, actual in zip(node.meta["val"].shape, value.shape, strict=True):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                symbols[size.node.expr] = int(actual)
+    return symbols
 
 
 def _target_name(target: Any) -> str:

@@ -24,11 +24,11 @@ class Kept:
 
     batch: tuple[Axis, ...]
     mask: Tensor
+    count: int = field(init=False)  # positions that remain, in every row
 
-    @property
-    def count(self) -> int:
-        """How many positions remain."""
-        return int(self.mask.reshape(-1, self.mask.shape[-1])[0].sum())
+    def __post_init__(self) -> None:
+        rows = self.mask.reshape(-1, self.mask.shape[-1])
+        object.__setattr__(self, "count", int(rows[0].sum()))
 
 
 def coordinates(dims: Expr, symbols: Mapping[sympy.Symbol, int] | None = None) -> dict[Axis, list[Tensor]]:

@@ -1,0 +1,196 @@
+"""Evaluation of a program on real tensors, node by node: in its own precision or in float64, whole or with units masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from fxslim.graph.axes.analysis import Axes, CallAxes
+from fxslim.graph.axes.notation import Kind, letters_of
+from fxslim.graph.axes.select import Selection
+from fxslim.graph.errors import AnalysisError, where
+from fxslim.graph.literals import new_literals, replace_arguments
+from fxslim.graph.program import Program, bind_symbols
+
+__all__ = ["Environment", "Evaluator", "MaskedEvaluator", "last_uses"]
+
+Environment = dict[fx.Node, Any]
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+
+class Evaluator:
+    """Runs a program. With `dtype=torch.float64` weights, inputs and every dtype named in the graph become float64."""
+
+    def __init__(self, program: Program, *, dtype: torch.dtype | None = None) -> None:
+        self.program = program
+        self.dtype = dtype
+        self._cast: dict[str, Tensor] = {}
+        self._last = last_uses(program.graph)
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Any]:
+        """The flat outputs for flat inputs (in the order of `program.input_names`)."""
+        env = self.bind(inputs)
+        self.advance(env, self.program.graph.nodes)
+        return self.outputs(env)
+
+    def bind(self, inputs: Sequence[Tensor]) -> Environment:
+        """An environment in which the inputs are bound."""
+        nodes = self.program.graph.find_nodes(op="placeholder")
+        if len(nodes) != len(inputs):
+            raise AnalysisError(f"the program has {len(nodes)} inputs ({', '.join(n.name for n in nodes)}), got {len(inputs)}")
+        return {node: self._as_dtype(value) for node, value in zip(nodes, inputs, strict=True)}
+
+    def advance(self, env: Environment, nodes: Iterable[fx.Node], observe: Callable[[fx.Node, Any], None] | None = None) -> None:
+        """Evaluates `nodes` in order; values are dropped from `env` after their last use, outputs stay."""
+        with torch.no_grad():
+            for node in nodes:
+                if node.op == "get_attr":
+                    env[node] = self.weight(str(node.target))
+                elif node.op == "call_function":
+                    env[node] = self._evaluate(node, env)
+                    if observe is not None:
+                        observe(node, env[node])
+                    for dead in self._last.get(node, ()):
+                        env.pop(dead, None)
+
+    def outputs(self, env: Environment) -> list[Any]:
+        """The flat outputs from an environment that has reached the end."""
+        return [env[v] if isinstance(v, fx.Node) else v for v in self.program.output_nodes]
+
+    def weight(self, name: str) -> Tensor:
+        """A weight in the evaluation's precision."""
+        if name not in self._cast:
+            self._cast[name] = self._as_dtype(self.program.weights[name])
+        return self._cast[name]
+
+    def set_weight(self, name: str, value: Tensor) -> None:
+        """Replaces a weight for the evaluations that follow, not in the program."""
+        self._cast[name] = self._as_dtype(value)
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], env: Environment) -> Any:
+        """The value of one call."""
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _evaluate(self, node: fx.Node, env: Environment) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
+        if self.dtype is not None:
+            args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
+        try:
+            return self.call(node, args, kwargs, env)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise AnalysisError(f"evaluation failed: {error}", at=where(node)) from error
+
+    def _as_dtype(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
+
+
+class MaskedEvaluator(Evaluator):
+    """Runs the original program with removed units masked: wherever an operator sums over a selected axis, removed positions
+    of one operand are zero.
+
+    Operators whose statistics tie positions (normalisations, softmax) are given the kept positions only; each such place makes
+    a group inexact, and its group says so. What remains is the statement that the slim program must satisfy to rounding.
+    """
+
+    def __init__(self, axes: Axes, selection: Selection, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__(axes.program, dtype=dtype)
+        self.axes, self.selection = axes, selection
+        self._symbols: dict[sympy.Symbol, int] = {}
+        self._plans: dict[fx.Node, tuple[list[int], bool]] = {}
+
+    def bind(self, inputs: Sequence[Tensor]) -> Environment:
+        """An environment in which the inputs, and the sizes of their dynamic dimensions, are bound."""
+        env = super().bind(inputs)
+        self._symbols = bind_symbols(self.program, inputs)
+        return env
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], env: Environment) -> Any:
+        """The value of one call with removed units masked."""
+        call = self.axes.calls.get(node)
+        if call is None:
+            return super().call(node, args, kwargs, env)
+        masked, tied = self._plan(call)
+        if tied:
+            return self._on_kept(call, env)
+        if masked:
+            args, kwargs = self._masked(call, masked, env)
+        return super().call(node, args, kwargs, env)
+
+    def _plan(self, call: CallAxes) -> tuple[list[int], bool]:
+        """Which operands to mask, and whether a selected letter is tied here."""
+        if call.node not in self._plans:
+            chosen = {x for x, e in call.letters.items() if self.selection.touches((self.axes.terms.resolve(e),))}
+            tied = any(call.rule.kind(x) is Kind.TIED for x in chosen)
+            operands: list[int] = []
+            for letter in sorted(chosen):
+                if call.rule.kind(letter) is Kind.REDUCE and not tied:
+                    holders = [i for i, dims in enumerate(call.rule.operands) if letter in letters_of(dims)]
+                    if not any(i in operands for i in holders):
+                        operands.append(holders[0])
+            self._plans[call.node] = (operands, tied)
+        return self._plans[call.node]
+
+    def _dims(self, operand: fx.Node) -> tuple[Any, ...]:
+        return self.axes.dims(operand)
+
+    def _masked(self, call: CallAxes, operands: list[int], env: Environment) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        local: Environment = {}
+        for index in operands:
+            node = call.operands[index]
+            mask = self.selection.mask(self._dims(node), self._symbols)
+            if mask is not None:
+                local[node] = env[node].masked_fill(~mask, 0)
+        return self._arguments(call.node, lambda n: local.get(n, env[n]))
+
+    def _arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        if self.dtype is not None:
+            args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
+        return args, kwargs
+
+    def _on_kept(self, call: CallAxes, env: Environment) -> Any:
+        """The call on the kept positions alone, its results back in place with zeros for the removed."""
+        local = {n: self.selection.take(env[n], self._dims(n), self._symbols) for n in call.operands}
+        args, kwargs = self._arguments(call.node, lambda n: local.get(n, env[n]))
+        literals = new_literals(self.axes, call, self.selection, self._symbols)
+        args, kwargs = replace_arguments(call.node, args, kwargs, literals)
+        result = Evaluator.call(self, call.node, args, kwargs, env)
+        results = result if isinstance(result, list | tuple) else (result,)
+        full = [self._spread(r, dims) for r, dims in zip(results, self.axes.values[call.node], strict=True)]
+        return type(result)(full) if isinstance(result, list | tuple) else full[0]
+
+    def _spread(self, value: Tensor, dims: tuple[Any, ...]) -> Tensor:
+        from fxslim.graph.axes.select import _number
+        from fxslim.graph.axes.terms import expr_size
+
+        resolved = tuple(self.axes.terms.resolve(e) for e in dims)
+        shape = [_number(expr_size(e), self._symbols) for e in resolved]
+        return self.selection.put(value, value.new_zeros(shape), resolved, self._symbols)
+
+
+def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For every node, the values that are needed for the last time when it runs."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        users = [u for u in node.users if u.op != "output"]
+        if users and len(users) == len(node.users):
+            found.setdefault(max(users, key=order.__getitem__), []).append(node)
+    return found
+
+
+def _map_dtypes(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.dtype):
+        return dtype if value in _FLOATS else value
+    if isinstance(value, dict):
+        return {k: _map_dtypes(v, dtype) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map_dtypes(v, dtype) for v in value)
+    return value
+
+

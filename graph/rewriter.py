@@ -1,0 +1,204 @@
+"""The rewriter: the only way in which passes change a program. It counts edits, stamps nodes, and owns all shape constants."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+
+from fxslim.graph.axes.analysis import Axes
+from fxslim.graph.axes.select import Selection
+from fxslim.graph.axes.terms import Size, quotient, size_of
+from fxslim.graph.errors import VerifyError, where
+from fxslim.graph.literals import new_literals, replace_arguments
+from fxslim.graph.program import Program, bind_symbols
+
+__all__ = ["Rewriter", "fake_value"]
+
+
+class Rewriter:
+    """Edits a copy of a program on behalf of one pass; `program` is the copy, `edits` what was done."""
+
+    def __init__(self, program: Program, pass_name: str) -> None:
+        self.program = program.clone()
+        self.pass_name = pass_name
+        self.edits: Counter[str] = Counter()
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything was changed: computed from the edits, never claimed."""
+        return bool(self.edits)
+
+    def set_weight(self, name: str, tensor: Tensor) -> None:
+        """Replaces a weight; its recorded shape follows."""
+        self.program.weights[name] = tensor
+        self.program.info[name] = replace(self.program.info[name], shape=tuple(tensor.shape), dtype=tensor.dtype)
+        self.edits["weight"] += 1
+
+    def add_weight(self, name: str, tensor: Tensor, before: fx.Node, *, trainable: bool = True) -> fx.Node:
+        """A new weight and its node, inserted before `before`."""
+        from fxslim.graph.program import Weight
+
+        if name in self.program.info:
+            raise VerifyError(f"a weight called {name!r} exists already", at=self.pass_name)
+        self.program.weights[name] = tensor
+        self.program.info[name] = Weight(name, tuple(tensor.shape), tensor.dtype, trainable)
+        with self.program.graph.inserting_before(before):
+            node = self.program.graph.get_attr(name)
+        node.meta = {"val": fake_value(tensor, _mode(self.program)), "from_pass": self.pass_name}
+        self.edits["weight"] += 1
+        return node
+
+    def set_arguments(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Replaces the arguments of a node."""
+        if node.args != args or dict(node.kwargs) != dict(kwargs):
+            node.args, node.kwargs = args, dict(kwargs)
+            node.meta["from_pass"] = self.pass_name
+            self.edits["arguments"] += 1
+
+    def slice(self, axes: Axes, selection: Selection) -> None:
+        """Applies a selection: weights and cache inputs lose positions, every shape constant is recomputed from the axes, and
+        every shape is derived again and compared with what the axes say.
+
+        `axes` are those of the program that this rewriter copied.
+
+        Raises:
+            VerifyError: a shape comes out differently from what the axes say.
+        """
+        copies = dict(zip(axes.program.graph.nodes, self.program.graph.nodes, strict=True))
+        mode = _mode(self.program)
+        for old, new in copies.items():
+            if old.op == "placeholder":
+                self._slice_input(axes, selection, old, new)
+            elif old.op == "get_attr":
+                self._slice_weight(axes, selection, old, new)
+            elif old.op == "call_function":
+                self._refresh_literals(axes, selection, old, new)
+                with mode:
+                    new.meta["val"] = evaluate_fake(new)
+                _compare(axes, selection, old, new)
+
+    def _slice_input(self, axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:
+        dims = axes.dims(old)
+        if not selection.touches(dims):
+            return
+        shape = [selection.size(e) if selection.touches((e,)) else s for e, s in zip(dims, old.meta["val"].shape, strict=True)]
+        with _mode(self.program):
+            new.meta["val"] = old.meta["val"].new_empty(shape)
+        index = list(axes.program.input_names).index(old.name)
+        inputs = list(self.program.example_inputs)
+        inputs[index] = selection.take(inputs[index], dims, bind_symbols(axes.program, axes.program.example_inputs))
+        self.program.example_inputs = tuple(inputs)
+        self.edits["input"] += 1
+
+    def _slice_weight(self, axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:
+        dims = axes.dims(old)
+        if selection.touches(dims):
+            tensor = selection.take(self.program.weights[str(old.target)], dims).contiguous()
+            self.set_weight(str(old.target), tensor)
+            with _mode(self.program):
+                new.meta["val"] = old.meta["val"].new_empty(tuple(tensor.shape))
+            new.meta["from_pass"] = self.pass_name
+
+    def _refresh_literals(self, axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:
+        call = axes.calls.get(old)
+        literals = new_literals(axes, call, selection) if call is not None else {}
+        if literals:
+            settled = {name: self._settle(new, name, value) for name, value in literals.items()}
+            self.set_arguments(new, *replace_arguments(new, new.args, new.kwargs, settled))
+
+    def _settle(self, node: fx.Node, name: str, value: Any) -> Any:
+        """New sizes as arguments: numbers, or the old size nodes where they hold (after a correction) the new size."""
+        old = _argument(node, name)
+        if isinstance(value, list):
+            olds = list(old) if isinstance(old, list | tuple) else [None] * len(value)
+            return [self._settle_one(node, o, v) for o, v in zip(olds, value, strict=True)]
+        return self._settle_one(node, old, value)
+
+    def _settle_one(self, node: fx.Node, old: Any, new: Size) -> Any:
+        if isinstance(old, int) and old == -1:
+            return old
+        if isinstance(new, int):
+            return new
+        if not isinstance(old, fx.Node):
+            raise VerifyError(f"the size {new} depends on an input but {old} is a number", at=where(node))
+        current = size_of(old.meta["val"])
+        if current == new:
+            return old
+        return self._scaled(node, old, current, new)
+
+    def _scaled(self, node: fx.Node, old: fx.Node, current: Size, new: Size) -> fx.Node:
+        """A size node times new/current: both are multiples of the same symbols."""
+        common = _content(current), _content(new)
+        if quotient(current, common[0]) != quotient(new, common[1]):
+            raise VerifyError(f"the size {current} cannot be turned into {new}", at=where(node))
+        with self.program.graph.inserting_before(node):
+            unit = self.program.graph.call_function(operator.floordiv, (old, common[0]))
+            unit.meta = {"val": old.meta["val"] // common[0], "from_pass": self.pass_name}
+            scaled = self.program.graph.call_function(operator.mul, (unit, common[1]))
+            scaled.meta = {"val": unit.meta["val"] * common[1], "from_pass": self.pass_name}
+        self.edits["size"] += 1
+        return scaled
+
+
+def _content(size: Size) -> int:
+    """The integer factor of a size: 12 for 12*s0."""
+    if isinstance(size, int):
+        return size
+    coefficient, _ = size.as_coeff_Mul()
+    return int(coefficient)
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    index = names.index(name)
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+
+
+def _mode(program: Program) -> Any:
+    values = [n.meta["val"] for n in program.graph.nodes if n.op in ("placeholder", "get_attr")]
+    mode = detect_fake_mode(values)
+    if mode is None:
+        raise VerifyError("the program carries no fake tensors", remedy="capture it again")
+    return mode
+
+
+def fake_value(tensor: Tensor, mode: Any) -> Tensor:
+    """A fake tensor of the same shape and type."""
+    with mode:
+        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
+
+
+def evaluate_fake(node: fx.Node) -> Any:
+    """The value of a call on fake tensors: its shape, derived anew.
+
+    Raises:
+        VerifyError: the operator refuses the shapes of its operands.
+    """
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    try:
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:
+        raise VerifyError(f"the rewritten graph does not run: {error}", at=where(node)) from error
+
+
+def _compare(axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:
+    if old not in axes.values or old.target is operator.getitem:
+        return
+    value = new.meta["val"]
+    values = [v for v in (value if isinstance(value, list | tuple) else (value,)) if isinstance(v, Tensor)]
+    for tensor, raw in zip(values, axes.values[old], strict=True):
+        dims = tuple(axes.terms.resolve(e) for e in raw)
+        for dim, (size, expr) in enumerate(zip(tensor.shape, dims, strict=True)):
+            if selection.touches((expr,)) and size_of(size) != selection.size(expr):
+                raise VerifyError(
+                    f"dimension {dim} has size {size}, its axes say {selection.size(expr)}",
+                    at=where(new), rule=str(axes.calls[old].rule) if old in axes.calls else None,
+                )  # fmt: skip

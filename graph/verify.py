@@ -1,0 +1,89 @@
+"""Verification: what must hold of every program, checked after every pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fxslim.graph.errors import VerifyError, where
+from fxslim.graph.program import Program
+from fxslim.graph.rewriter import _mode, evaluate_fake
+from fxslim.graph.axes.terms import size_of
+
+__all__ = ["verify"]
+
+
+def verify(program: Program, original: Program | None = None) -> None:
+    """Checks structure, weights and shapes of `program`; against `original`, that its interface is unchanged too.
+
+    Static dimensions of cache inputs may differ from the original's; everything else of the interface may not.
+
+    Raises:
+        VerifyError: names the node and what does not hold.
+    """
+    try:
+        program.graph.lint()
+    except RuntimeError as error:
+        raise VerifyError(f"the graph is malformed: {error}") from error
+    _verify_weights(program)
+    _verify_shapes(program)
+    if original is not None:
+        _verify_interface(program, original)
+
+
+def _verify_weights(program: Program) -> None:
+    nodes = program.weight_nodes()
+    if len(nodes) != len(program.graph.find_nodes(op="get_attr")):
+        raise VerifyError("a weight is read by more than one node", remedy="share the node: a weight is cut once")
+    for name, node in nodes.items():
+        info, tensor = program.info.get(name), program.weights.get(name)
+        if info is None or tensor is None:
+            raise VerifyError(f"the graph reads the weight {name!r}, which the program does not have", at=where(node))
+        if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
+            raise VerifyError(f"the weight {name!r} is {tuple(tensor.shape)}, recorded as {info.shape}", at=where(node))
+        if tuple(node.meta["val"].shape) != info.shape:
+            raise VerifyError(f"the weight {name!r} is {info.shape}, its node says {tuple(node.meta['val'].shape)}", at=where(node))
+    if unused := sorted(set(program.info) - set(nodes)):
+        raise VerifyError(f"weights that no node reads: {', '.join(unused)}")
+
+
+def _verify_shapes(program: Program) -> None:
+    with _mode(program):
+        for node in program.graph.nodes:
+            if node.op != "call_function":
+                continue
+            value = evaluate_fake(node)
+            for new, old in zip(_tensors(value), _tensors(node.meta["val"]), strict=True):
+                if [size_of(s) for s in new.shape] != [size_of(s) for s in old.shape] or new.dtype != old.dtype:
+                    raise VerifyError(
+                        f"the value is {new.dtype} {tuple(new.shape)}, recorded as {old.dtype} {tuple(old.shape)}", at=where(node)
+                    )
+
+
+def _tensors(value: object) -> list[Tensor]:
+    values = value if isinstance(value, list | tuple) else (value,)
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _verify_interface(program: Program, original: Program) -> None:
+    from fxslim.graph.axes.analysis import find_caches
+
+    caches = find_caches(original)
+    if program.input_names != original.input_names or program.output_names != original.output_names:
+        raise VerifyError("names of inputs or outputs changed")
+    for new, old in zip(_placeholders(program), _placeholders(original), strict=True):
+        if old.name not in caches and not _same_shape(new.meta["val"], old.meta["val"]):
+            raise VerifyError(f"the input {old.name!r} changed its shape")
+    outputs = zip(program.output_names, program.output_nodes, original.output_nodes, strict=True)
+    for name, new_out, old_out in outputs:
+        if isinstance(new_out, fx.Node) and isinstance(old_out, fx.Node) and name not in caches.values():
+            if not _same_shape(new_out.meta["val"], old_out.meta["val"]):
+                raise VerifyError(f"the output {name!r} changed its shape", at=where(new_out))
+
+
+def _placeholders(program: Program) -> list[fx.Node]:
+    return list(program.graph.find_nodes(op="placeholder"))
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    return [size_of(s) for s in a.shape] == [size_of(s) for s in b.shape]

@@ -1,0 +1,130 @@
+"""Proof: the slim program equals the original with the removed units masked, in float64, before any restoration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.select import Selection
+from fxslim.graph.errors import CheckError
+from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
+from fxslim.graph.program import Program, bind_symbols
+from fxslim.passes.plan import Plan
+from fxslim.passes.prune import Prune
+
+__all__ = ["TOLERANCE", "OutputError", "Proof", "prove"]
+
+# The largest error of an output, relative to its largest magnitude, that float64 rounding explains in graphs of this size.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """One output: masked original against slim program."""
+
+    name: str
+    error: float  # largest difference, relative to the largest magnitude of the masked original
+    effect: float  # largest difference that masking makes to the original, relative: 0 means nothing was tested
+    inputs: int  # which set of inputs
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The result of `prove`."""
+
+    outputs: tuple[OutputError, ...]
+    tolerance: float
+    inexact: tuple[str, ...]  # places at which removing a unit changes values that stay, by group
+
+    @property
+    def max_error(self) -> float:
+        """The largest relative error over all outputs."""
+        return max(o.error for o in self.outputs)
+
+    @property
+    def effect(self) -> float:
+        """The largest relative change that masking makes."""
+        return max(o.effect for o in self.outputs)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output agrees. For inexact groups the agreement is with the original whose tied operators (listed in
+        `inexact`) see the kept units alone: the rewrite is right, but pruned is not the same as masked."""
+        return all(o.error <= self.tolerance for o in self.outputs)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no group of the plan crosses a tied operator."""
+        return not self.inexact
+
+    def __str__(self) -> str:
+        verdict = "proven" if self.ok else "NOT proven"
+        scope = "exact" if self.exact else f"up to {len(self.inexact)} tied places"
+        return f"{verdict} ({scope}): relative error {self.max_error:.1e}, masking changes outputs by {self.effect:.1e}"
+
+
+def prove(analysis: Analysis, plan: Plan, inputs: Sequence[Sequence[Tensor]] | None = None, tolerance: float = TOLERANCE) -> Proof:
+    """Compares the masked original with the slim program (both in float64) on `inputs`, by default the example inputs.
+
+    Raises:
+        CheckError: an output is not finite, so that nothing can be compared.
+        PlanError: the plan does not fit the program.
+    """
+    selection = plan.selection(analysis)
+    slim = Prune(plan)(analysis).program
+    sets = list(inputs) if inputs is not None else [analysis.program.example_inputs]
+    masked = MaskedEvaluator(analysis.axes, selection, dtype=torch.float64)
+    whole = Evaluator(analysis.program, dtype=torch.float64)
+    small = Evaluator(slim, dtype=torch.float64)
+    errors: list[OutputError] = []
+    for number, tensors in enumerate(sets):
+        wanted = masked.run(tensors)
+        original = whole.run(tensors)
+        got = small.run(_cut_inputs(analysis, selection, tensors))
+        errors += _compare(analysis, selection, tensors, wanted, original, got, number)
+    return Proof(tuple(errors), tolerance, inexact_places(analysis, plan))
+
+
+def inexact_places(analysis: Analysis, plan: Plan) -> tuple[str, ...]:
+    """The tied places that the cut groups of a plan cross."""
+    cut = {c.group for c in plan.cuts if c.count < c.size}
+    return tuple(f"{g.name}: {reason}" for g in analysis.groups if g.name in cut for reason in g.inexact)
+
+
+def _cut_inputs(analysis: Analysis, selection: Selection, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Cache inputs lose the positions that the plan removes; all others are as they were."""
+    symbols = bind_symbols(analysis.program, tensors)
+    nodes = analysis.program.graph.find_nodes(op="placeholder")
+    return [selection.take(t, analysis.axes.dims(n), symbols) for n, t in zip(nodes, tensors, strict=True)]
+
+
+def _compare(
+    analysis: Analysis, selection: Selection, tensors: Sequence[Tensor], wanted: list[Tensor], original: list[Tensor],
+    got: list[Tensor], number: int,
+) -> list[OutputError]:  # fmt: skip
+    symbols = bind_symbols(analysis.program, tensors)
+    program: Program = analysis.program
+    errors = []
+    for name, node, a, o, b in zip(program.output_names, program.output_nodes, wanted, original, got, strict=True):
+        if not isinstance(a, Tensor):
+            continue
+        if isinstance(node, fx.Node) and node in analysis.axes.values:
+            dims = analysis.axes.dims(node)
+            a, o = selection.take(a, dims, symbols), selection.take(o, dims, symbols)
+        errors.append(OutputError(name, _relative(a, b, name), _relative(a, o, name), number))
+    return errors
+
+
+def _relative(reference: Tensor, other: Tensor, name: str) -> float:
+    if reference.shape != other.shape:
+        return float("inf")
+    if not reference.numel():
+        return 0.0
+    a, b = reference.double(), other.double()
+    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        raise CheckError(f"the output {name!r} is not finite: nothing can be compared", remedy="choose other inputs")
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))

@@ -1,0 +1,37 @@
+"""The prune pass: a plan becomes a smaller program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.program import Program
+from fxslim.graph.rewriter import Rewriter
+from fxslim.graph.verify import verify
+from fxslim.passes.base import Pass, PassResult
+from fxslim.passes.plan import Plan
+
+__all__ = ["Prune"]
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Removes what the plan does not keep: weights are sliced, shape constants recomputed, every shape derived again."""
+
+    name: ClassVar[str] = "prune"
+    plan: Plan
+
+    def requires(self, analysis: Analysis) -> None:
+        """The plan was made for this program and names groups that may be cut."""
+        self.plan.selection(analysis)
+
+    def apply(self, analysis: Analysis) -> PassResult:
+        """The slim program."""
+        rewriter = Rewriter(analysis.program, self.name)
+        rewriter.slice(analysis.axes, self.plan.selection(analysis))
+        return PassResult(rewriter.program, rewriter.edits)
+
+    def ensures(self, result: Program, original: Program) -> None:
+        """The result is well formed and keeps its interface (caches may shrink)."""
+        verify(result, original)

@@ -55,9 +55,10 @@ def _conv_rule(call: Call, *, transposed: bool, groups: int) -> DimRule:
     dims = text((c_in, *(o or "1"), *kernel)) if transposed else text((c_out, *(c or "1"), *kernel))
     bias = f", {c_out}" if len(call.tensors) == 3 else ""
     moved = positions if transposed else outputs  # a transposed convolution multiplies once for every input position
+    permuted = (*(batch if bias else ()), *g)
     return DimRule.parse(
         f"{text((*batch, c_in, *positions))}, {dims}{bias} -> {text((*batch, c_out, *outputs))}"
-        f" | fixed {text((*positions, *kernel, *outputs))}{' | permutation g' if g else ''}",
+        f" | fixed {text((*positions, *kernel, *outputs))}{f' | permutation {text(permuted)}' if permuted else ''}",
         default=Symmetry.GENERAL, sizes={"g": groups} if g else {},
         costs=[text((*batch, *g, *c, *o, *kernel, *moved))], why=WINDOW,
     )  # fmt: skip
@@ -110,8 +111,8 @@ def pixel_shuffle(call: Call) -> DimRule:
     factor = int(call.arg("upscale_factor"))
     outer = names(len(call.shapes[0]) - 3)
     return DimRule.parse(
-        f"{text(outer) if outer else ''} (c r s) h w -> {text(outer) if outer else ''} c (h r) (w s) | fixed h w r s",
-        default=Symmetry.GENERAL, sizes={"r": factor, "s": factor}, why="they become spatial positions",
+        f"{text(outer) if outer else ''} (c r s) h w -> {text(outer) if outer else ''} c (h r) (w s) | fixed r s",
+        default=Symmetry.GENERAL, sizes={"r": factor, "s": factor}, why="the factor is one argument for both",
     )  # fmt: skip
 
 
@@ -121,16 +122,16 @@ def pixel_unshuffle(call: Call) -> DimRule:
     factor = int(call.arg("downscale_factor"))
     outer = names(len(call.shapes[0]) - 3)
     return DimRule.parse(
-        f"{text(outer) if outer else ''} c (h r) (w s) -> {text(outer) if outer else ''} (c r s) h w | fixed h w r s",
-        default=Symmetry.GENERAL, sizes={"r": factor, "s": factor}, why="they were spatial positions",
+        f"{text(outer) if outer else ''} c (h r) (w s) -> {text(outer) if outer else ''} (c r s) h w | fixed r s",
+        default=Symmetry.GENERAL, sizes={"r": factor, "s": factor}, why="the factor is one argument for both",
     )  # fmt: skip
 
 
-@rule(aten.channel_shuffle.default)
+@rule(aten.channel_shuffle.default, literals=_groups)
 def channel_shuffle(call: Call) -> DimRule:
     """g groups of c channels become c groups of g."""
     tail = names(len(call.shapes[0]) - 2, "p")
     return DimRule.parse(
-        f"b (g c) {' '.join(tail)} -> b (c g) {' '.join(tail)} | fixed g", sizes={"g": int(call.arg("groups"))},
-        default=Symmetry.GENERAL, why="the number of groups is an argument",
+        f"b (g c) {' '.join(tail)} -> b (c g) {' '.join(tail)}",
+        default=Symmetry.GENERAL, sizes={"g": int(call.arg("groups"))},
     )  # fmt: skip

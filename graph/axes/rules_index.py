@@ -35,9 +35,8 @@ def index(call: Call) -> DimRule | None:
     rest = [n for d, n in enumerate(letters) if d not in used]
     out = [*rest[:place], *inner, *rest[place:]]
     rows = [text(letters), *map(text, operands)]
-    return DimRule.parse(
-        f"{', '.join(rows)} -> {text(out)} | fixed {text([letters[d] for d in used])}", default=Symmetry.GENERAL, why=BY_INDEX
-    )
+    clauses = f" | fixed {text([letters[d] for d in used])}" + (f" | permutation {text(inner)}" if inner else "")
+    return DimRule.parse(f"{', '.join(rows)} -> {text(out)}{clauses}", default=Symmetry.GENERAL, why=BY_INDEX)
 
 
 @rule(aten.index_select.default)
@@ -46,7 +45,8 @@ def index_select(call: Call) -> DimRule:
     x = call.shapes[0]
     letters, dim = list(names(len(x))), call.dim("dim", len(x))
     out = [*letters[:dim], "i", *letters[dim + 1 :]]
-    return DimRule.parse(f"{text(letters)}, i -> {text(out)} | fixed {letters[dim]} i", default=Symmetry.GENERAL, why=BY_INDEX)
+    clauses = f" | fixed {letters[dim]} | permutation i"
+    return DimRule.parse(f"{text(letters)}, i -> {text(out)}{clauses}", default=Symmetry.GENERAL, why=BY_INDEX)
 
 
 @rule(aten.gather.default)
@@ -56,7 +56,8 @@ def gather(call: Call) -> DimRule:
     dim = call.dim("dim", len(x))
     letters = names(len(x))
     other = [n if i != dim and s == t else f"i{n}" for i, (n, s, t) in enumerate(zip(letters, x, positions, strict=True))]
-    fixed = [n for i, n in enumerate(letters) if other[i] != n] + [o for o in other if o not in letters]
+    fixed = [n for i, n in enumerate(letters) if other[i] != n]
+    fixed += [o for i, o in enumerate(other) if o not in letters and i != dim]
     return DimRule.parse(f"{text(letters)}, {text(other)} -> {text(other)} | fixed {text(fixed)}", why=BY_INDEX)
 
 

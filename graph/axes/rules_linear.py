@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from fxslim.graph.axes.notation import DimRule, Symmetry
@@ -16,24 +18,31 @@ GENERAL = Symmetry.GENERAL
 
 @rule(aten.linear.default)
 def linear(call: Call) -> DimRule:
-    """y = x W^T + b; a one-dimensional weight gives a scalar for each row."""
+    """y = x W^T + b; a one-dimensional weight gives a scalar for each row. With a bias, rows are only permuted."""
     batch = names(len(call.shapes[0]) - 1, "b")
     n = ("n",) if len(call.shapes[1]) == 2 else ()
     bias = ", " + text(n) if len(call.tensors) == 3 else ""
     return DimRule.parse(
-        f"{text((*batch, 'k'))}, {text((*n, 'k'))}{bias} -> {text((*batch, *n))}",
+        f"{text((*batch, 'k'))}, {text((*n, 'k'))}{bias} -> {text((*batch, *n))}{_permuted(batch if bias else ())}",
         default=GENERAL, costs=[text((*batch, *n, "k"))],
     )  # fmt: skip
 
 
+def _permuted(letters: Iterable[str]) -> str:
+    """The clause that allows only permutations of `letters`."""
+    members = text(list(dict.fromkeys(x for x in letters if x != "1")))
+    return "" if members == "()" else f" | permutation {members}"
+
+
 @rule(aten.addmm.default)
 def addmm(call: Call) -> DimRule:
-    """b + x W, with W stored transposed (GPT-2's Conv1D). The first operand may broadcast."""
+    """b + x W, with W stored transposed (GPT-2's Conv1D). Letters along which the first operand broadcasts are permuted."""
     bias, x, weight = call.shapes
     full = ["m", "n"]
     dims = ["1" if size == 1 and result != 1 else letter for size, result, letter in
             zip(bias, call.results[0][-len(bias):], full[-len(bias):], strict=True)]  # fmt: skip
-    return DimRule.parse(f"{text(dims)}, m k, k n -> m n", default=GENERAL, costs=["m n k"])
+    spread = _permuted(x for x in full if x not in dims)
+    return DimRule.parse(f"{text(dims)}, m k, k n -> m n{spread}", default=GENERAL, costs=["m n k"])
 
 
 @rule(aten.mm.default)
@@ -66,7 +75,8 @@ def baddbmm(call: Call) -> DimRule:
     (z, _, _), result = call.shapes, call.results[0]
     letters = ["b", "m", "n"][3 - len(z) :]
     dims = ["1" if s == 1 and r != 1 else x for s, r, x in zip(z, result[3 - len(z) :], letters, strict=True)]
-    return DimRule.parse(f"{text(dims)}, b m k, b k n -> b m n | permutation b", default=GENERAL, costs=["b m n k"])
+    spread = _permuted(["b", *(x for x in ("m", "n") if x not in dims)])
+    return DimRule.parse(f"{text(dims)}, b m k, b k n -> b m n{spread}", default=GENERAL, costs=["b m n k"])
 
 
 @rule(aten.matmul.default)
@@ -109,12 +119,15 @@ def einsum(call: Call) -> DimRule | None:
         operands.append(["1" if s == 1 else x for s, x in zip(shape, letters, strict=True)])
     present = {x for dims in operands for x in dims}
     out = [x if x in present else "1" for x in _einsum_letters(right, dots, rank + len(right.replace("...", "")))]
-    shared = [x for x in dict.fromkeys(out) if x != "1" and sum(x in dims for dims in operands) > 1]
-    repeated = [x for x in present if x != "1" and any(dims.count(x) > 1 for dims in operands)]
-    permuted = list(dict.fromkeys([*shared, *repeated]))
-    clause = f" | permutation {' '.join(permuted)}" if permuted else ""
+    permuted = [x for x in dict.fromkeys(x for dims in operands for x in dims) if not _takes_any_basis(x, operands, out)]
     cost = " ".join(sorted(x for x in present if x != "1"))
-    return DimRule.parse(f"{', '.join(map(text, operands))} -> {text(out)}{clause}", default=GENERAL, costs=[cost])
+    return DimRule.parse(f"{', '.join(map(text, operands))} -> {text(out)}{_permuted(permuted)}", default=GENERAL, costs=[cost])
+
+
+def _takes_any_basis(letter: str, operands: list[list[str]], out: list[str]) -> bool:
+    """A letter of one operand that stays, or one that two operands are summed over (A and its inverse transpose)."""
+    once = all(dims.count(letter) <= 1 for dims in operands)
+    return once and sum(letter in dims for dims in operands) == (1 if letter in out else 2)
 
 
 def _einsum_letters(term: str, dots: list[str], rank: int) -> list[str]:
@@ -128,8 +141,9 @@ def embedding(call: Call) -> DimRule:
     """Rows of a table by index: the table's rows are the values that indices take, so they stay."""
     indices = names(len(call.shapes[1]), "i")
     return DimRule.parse(
-        f"v d, {text(indices)} -> {text((*indices, 'd'))} | fixed v", default=GENERAL, why="indices choose among its rows"
-    )
+        f"v d, {text(indices)} -> {text((*indices, 'd'))} | fixed v{_permuted(indices)}",
+        default=GENERAL, why="indices choose among its rows",
+    )  # fmt: skip
 
 
 @rule(aten.scaled_dot_product_attention.default)
@@ -146,7 +160,7 @@ def attention(call: Call) -> DimRule | None:
             zip(outer, (("q", "e"), ("t", "e"), ("t", "v")), call.shapes, strict=False)]  # fmt: skip
     if len(call.tensors) == 4:
         rows.append(_broadcast((*batch, *q_heads, "q", "t")[-len(call.shapes[3]) :], call.shapes[3]))
-    clause = f" | permutation {text(('h', 'r') if gqa else heads)}" if heads else ""
+    clause = _permuted((*batch, *heads, *(("r",) if gqa and heads else ())))
     every = text((*batch, *heads, *(("r",) if gqa else ())))
     return DimRule.parse(
         f"{', '.join(rows)} -> {text((*batch, *q_heads, 'q', 'v'))} | fixed q t{clause}",

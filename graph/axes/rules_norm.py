@@ -32,18 +32,20 @@ def layer_norm(call: Call) -> DimRule:
 
 @rule(aten.batch_norm.default)
 def batch_norm(call: Call) -> DimRule:
-    """With running statistics every channel is a function of itself alone."""
+    """With running statistics every element is a function of itself alone; without, they run over batch and positions."""
     rank = len(call.shapes[0])
     dims = ("b", "c", *names(max(0, rank - 2), "p"))[:rank]
-    return DimRule.parse(f"{text(dims)}{', c' * (len(call.tensors) - 1)} -> {text(dims)}")
+    clause = f" | tied {text([x for x in dims if x != 'c'])}" if call.arg("training") else ""
+    return DimRule.parse(f"{text(dims)}{', c' * (len(call.tensors) - 1)} -> {text(dims)}{clause}")
 
 
 @rule(aten.instance_norm.default)
 def instance_norm(call: Call) -> DimRule:
-    """Statistics over the positions of each channel."""
+    """Statistics over the positions of each channel, unless the running ones are used."""
     positions = names(len(call.shapes[0]) - 2, "p")
     dims = text(("b", "c", *positions))
-    return DimRule.parse(f"{dims}{', c' * (len(call.tensors) - 1)} -> {dims} | tied {text(positions)}")
+    clause = f" | tied {text(positions)}" if call.arg("use_input_stats") else ""
+    return DimRule.parse(f"{dims}{', c' * (len(call.tensors) - 1)} -> {dims}{clause}")
 
 
 @rule(aten.group_norm.default, literals=lambda call, new: {"num_groups": new.letter("g")})

@@ -72,12 +72,20 @@ _BINARY = (
 
 @rule(*_LINEAR)
 def linear_unary(call: Call) -> DimRule:
-    """y = c x: every change of basis commutes. `type_as` reads only the type of its second operand."""
-    if call.op is aten.type_as.default:
-        (own, other), letters = call.shapes, names(len(call.results[0]))
-        dims = text(_aligned(own, letters, own))
-        return DimRule.parse(f"{dims}, {text(names(len(other), 'x'))} -> {dims}", default=Symmetry.GENERAL)
-    return pointwise_rule(call, Symmetry.GENERAL)
+    """y = c x: every change of basis commutes, unless the values are integers or random ones are dropped."""
+    default = Symmetry.GENERAL if _is_linear(call) else Symmetry.PERMUTATION
+    if call.op is not aten.type_as.default:
+        return pointwise_rule(call, default)
+    (own, other), letters = call.shapes, names(len(call.results[0]))
+    dims, unread = text(_aligned(own, letters, own)), names(len(other), "x")  # only the type of the second is read
+    clause = f" | permutation {text(unread)}" if unread else ""
+    return DimRule.parse(f"{dims}, {text(unread)} -> {dims}{clause}", default=default)
+
+
+def _is_linear(call: Call) -> bool:
+    values = (call.tensors[0].meta["val"], call.node.meta["val"])
+    active = call.op is aten.dropout.default and bool(call.arg("train"))
+    return not active and all(v.dtype.is_floating_point or v.dtype.is_complex for v in values)
 
 
 @rule(*_SCALAR_FACTOR)
@@ -127,11 +135,12 @@ def multiplication(call: Call) -> DimRule:
 
 @rule(aten.prelu.default)
 def prelu(call: Call) -> DimRule:
-    """The slope is one number or one for each channel (dimension 1)."""
+    """The slope is one number or one for each channel (dimension 1), which then is only permuted."""
     x, slope = call.shapes
     letters = names(len(x))
     weight = "1" if slope == (1,) else letters[1]
-    return DimRule.parse(f"{text(letters)}, {weight} -> {text(letters)}", default=Symmetry.SCALING)
+    clause = f" | permutation {weight}" if weight != "1" else ""
+    return DimRule.parse(f"{text(letters)}, {weight} -> {text(letters)}{clause}", default=Symmetry.SCALING)
 
 
 @rule(aten.glu.default)

@@ -13,11 +13,14 @@ aten = torch.ops.aten
 
 
 def _reduction(call: Call, dims: tuple[int, ...], keepdim: bool, clause: str, default: Symmetry, results: int = 1) -> DimRule:
+    """The rule of a call that removes `dims`; `clause` says what that does. The terms of a sum are only permuted."""
     letters = names(len(call.shapes[0]))
     out = [("1" if keepdim else "") if i in dims else x for i, x in enumerate(letters)]
     kept = text([x for x in out if x])
     reduced = text([letters[i] for i in dims])
     suffix = f" | {clause} {reduced}" if clause and dims else ""
+    if default is not Symmetry.PERMUTATION and dims:
+        suffix += f" | permutation {reduced}"
     why = "the result names a position" if clause == "fixed" else ""
     return DimRule.parse(f"{text(letters)} -> {', '.join([kept] * results)}{suffix}", default=default, why=why)
 
@@ -38,10 +41,24 @@ def mean(call: Call) -> DimRule:
     return _reduction(call, dims, named and bool(call.arg("keepdim")), "tied", Symmetry.GENERAL)
 
 
+@rule(aten.any.dim)
+def any_(call: Call) -> DimRule:
+    """Removing a position equals making it false."""
+    return _reduction(call, call.dims("dim", len(call.shapes[0])), bool(call.arg("keepdim")), "", Symmetry.PERMUTATION)
+
+
+@rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
+def vector_norm(call: Call) -> DimRule:
+    """Of a positive or zero order, removing a position equals making it zero."""
+    order = call.arg("ord" if call.op is aten.linalg_vector_norm.default else "p")
+    clause = "" if order is None or order >= 0 else "tied"
+    dims = call.dims("dim", len(call.shapes[0]))
+    return _reduction(call, dims, bool(call.arg("keepdim")), clause, Symmetry.PERMUTATION)
+
+
 @rule(
     aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim, aten.amax.default, aten.amin.default,
-    aten.prod.dim_int, aten.logsumexp.default, aten.any.dim, aten.all.dim, aten.linalg_vector_norm.default,
-    aten.norm.ScalarOpt_dim,
+    aten.prod.dim_int, aten.logsumexp.default, aten.all.dim,
 )  # fmt: skip
 def statistic(call: Call) -> DimRule:
     """A statistic of all positions of `dim`: removing one is not the same as making it zero."""

@@ -127,7 +127,9 @@ def expand(call: Call) -> DimRule:
     own = letters[len(result) - len(shape) :]
     operand = ["1" if s == 1 else x for s, x in zip(shape, own, strict=True)]
     other = f", {text(letters)}" if call.op is aten.expand_as.default else ""
-    return DimRule.parse(f"{text(operand)}{other} -> {text(letters)}", default=GENERAL)
+    repeated = [x for x in letters if x not in operand]
+    clause = f" | permutation {text(repeated)}" if repeated else ""
+    return DimRule.parse(f"{text(operand)}{other} -> {text(letters)}{clause}", default=GENERAL)
 
 
 def _expanded(call: Call, new: NewSizes) -> Mapping[str, Any]:
@@ -151,7 +153,8 @@ def repeat(call: Call) -> DimRule:
         own_size = shape[i - len(result) + len(shape)] if x in own else 1
         sizes[f"r{x}"] = times if times is not None else _exact(result[i], own_size)
         sizes[x] = own_size
-    return DimRule.parse(f"{text(own)} -> {text(out)}", default=GENERAL, sizes=sizes)
+    clause = f" | permutation {text([f'r{x}' for x in letters])}" if letters else ""
+    return DimRule.parse(f"{text(own)} -> {text(out)}{clause}", default=GENERAL, sizes=sizes)
 
 
 def _exact(whole: Size, part: Size) -> Size:
@@ -161,15 +164,26 @@ def _exact(whole: Size, part: Size) -> Size:
     return whole if value is None else value
 
 
-@rule(aten.repeat_interleave.self_int)
+def _interleaved(call: Call, new: NewSizes) -> Mapping[str, Any]:
+    counted = isinstance(call.arg("repeats"), int)
+    return {"output_size": None, **({"repeats": new.letter("r")} if counted else {})}
+
+
+@rule(aten.repeat_interleave.self_int, literals=_interleaved)
 def repeat_interleave(call: Call) -> DimRule:
-    """Every position several times: `a -> (a r)`."""
-    letters = list(names(len(call.shapes[0])))
-    dim = int(call.arg("dim")) % len(letters)
-    times = call.arg("repeats")
-    out = [f"({x} r)" if i == dim else x for i, x in enumerate(letters)]
-    sizes: dict[str, Size] = {"r": times, letters[dim]: call.shapes[0][dim]} if isinstance(times, int) else {}
-    return DimRule.parse(f"{text(letters)} -> {text(out)} | fixed r", default=GENERAL, sizes=sizes, why="the count is an argument")
+    """Every position several times: `a -> (a r)`; without `dim`, of the flattened tensor."""
+    shape, times = call.shapes[0], call.arg("repeats")
+    letters = list(names(len(shape)))
+    if call.arg("dim") is None:
+        out = [f"({' '.join((*letters, 'r'))})"]
+    else:
+        out = [f"({x} r)" if i == call.dim("dim", len(shape)) else x for i, x in enumerate(letters)]
+    counted = isinstance(times, int)
+    sizes: dict[str, Size] = {**dict(zip(letters, shape, strict=True)), "r": times} if counted else {}
+    clause = "permutation r" if counted else "fixed r"
+    return DimRule.parse(
+        f"{text(letters)} -> {text(out)} | {clause}", default=GENERAL, sizes=sizes, why="the count is computed"
+    )
 
 
 @rule(aten.cat.default)
@@ -248,8 +262,10 @@ def select(call: Call) -> DimRule:
 
 
 def _slice_literals(call: Call, new: NewSizes) -> Mapping[str, Any]:
-    if int(call.arg("step")) != 1 or not _is_static(call) or not {"p", "s", "q"} & new.rule.letters():
+    if not _is_static(call) or "s" not in new.rule.letters() or "s" in new.rule.fixed:
         return {}
+    if int(call.arg("step")) != 1:  # a start counted from the end would move
+        return {"start": _wrap(call.arg("start") or 0, call.shapes[0][call.dim("dim", len(call.shapes[0]))])}
     start, end = new.letter("p") if "p" in new.letters else 0, call.arg("end")
     stays_open = end is None or (isinstance(end, int) and end >= 2**62)
     return {"start": start, "end": end if stays_open else start + new.letter("s")}
@@ -300,10 +316,10 @@ def _fixed_slice(letters: list[str], out: list[str], dim: int, why: str) -> DimR
 
 @rule(aten.constant_pad_nd.default)
 def pad(call: Call) -> DimRule:
-    """Padded dimensions stay; the others pass."""
-    (shape,), result = call.shapes, call.results[0]
-    letters = list(names(len(shape)))
-    out = [x if s == r else f"p{x}" for x, s, r in zip(letters, shape, result, strict=True)]
+    """Padded dimensions stay; the others pass. Padding of (1, -1) keeps the size and still moves the positions."""
+    letters, amounts = list(names(len(call.shapes[0]))), list(call.arg("pad"))
+    padded = [any(p != 0 for p in amounts[2 * i : 2 * i + 2]) for i in range(len(letters))][::-1]  # last dimension first
+    out = [f"p{x}" if p else x for x, p in zip(letters, padded, strict=True)]
     fixed = [y for x, o in zip(letters, out, strict=True) if x != o for y in (x, o)]
     clause = f" | fixed {text(fixed)}" if fixed else ""
-    return DimRule.parse(f"{text(letters)} -> {text(out)}{clause}", default=Symmetry.PERMUTATION, why="the padding is a number")
+    return DimRule.parse(f"{text(letters)} -> {text(out)}{clause}", why="the padding is a number")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxslim.graph.axes.terms import Axis, Expr, Factor, Size, _simple, expr_size, factor_size
 
-__all__ = ["Kept", "Selection", "coordinates"]
+__all__ = ["Kept", "Selection", "accumulate", "coordinates", "sized"]
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,7 @@ class Selection:
 
     def size(self, expr: Expr) -> Size:
         """The size of an expression after the selection."""
-        total: Size = 1
-        for factor in expr:
-            if isinstance(factor, Axis):
-                total = total * (self.kept[factor].count if factor in self.kept else factor.size)
-            else:
-                total = total * sum((self.size(part) for part in factor.parts), start=0)
-        return _simple(total)
+        return sized(expr, {axis: kept.count for axis, kept in self.kept.items()})
 
     def mask(self, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None = None) -> Tensor | None:
         """True where an element remains: bool, broadcastable to the tensor; None if nothing is removed."""
@@ -151,6 +145,39 @@ class Selection:
         result = full.clone()
         result[mask.to(full.device).expand(full.shape)] = values.reshape(-1)
         return result
+
+
+def sized(expr: Expr, counts: Mapping[Axis, int]) -> Size:
+    """The size of an expression when the axes in `counts` have that many positions."""
+    total: Size = 1
+    for factor in expr:
+        if isinstance(factor, Axis):
+            total = total * counts.get(factor, factor.size)
+        else:
+            total = total * sum((sized(part, counts) for part in factor.parts), start=0)
+    return _simple(total)
+
+
+def accumulate(values: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Axis, ...]) -> Tensor:
+    """The sums of `values` (a number for each element of a tensor with dimensions `dims`) by position of an axis.
+
+    Returns [*batch, size], zero where the axis does not occur.
+    """
+    shape = [int(a.size) for a in (*batch, axis)]
+    result = values.new_zeros(shape)
+    coords = [coordinates(e) if e else {} for e in dims]
+    for dim, own in enumerate(coords):
+        for occurrence in own.get(axis, []):
+            places = [Selection._batch_coordinate(b, dim, occurrence, coords) for b in batch] + [(dim, occurrence)]
+            involved = sorted({d for d, _ in places})
+            rest = [d for d in range(values.dim()) if d not in involved]
+            reduced = values.sum(dim=rest) if rest else values
+            index = torch.zeros([1] * len(involved), dtype=torch.long)
+            for (place, coordinate), size in zip(places, shape, strict=True):
+                index = index * size + _along((involved.index(place), coordinate.clamp(min=0)), len(involved))
+            valid = _along((involved.index(dim), occurrence >= 0), len(involved)).expand(reduced.shape)
+            result.view(-1).index_add_(0, index.expand(reduced.shape)[valid].to(values.device), reduced[valid.to(values.device)])
+    return result
 
 
 def _along(coordinate: tuple[int, Tensor], rank: int) -> Tensor:

@@ -1,0 +1,57 @@
+"""Costs of a program, whole or under given counts of its axes: parameters, multiply-accumulate operations, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from fxslim.graph.axes.analysis import Axes
+from fxslim.graph.axes.select import sized
+from fxslim.graph.axes.terms import Axis, Expr, Size
+from fxslim.graph.program import bind_symbols
+
+__all__ = ["CostModel", "Target"]
+
+Target = Literal["params", "macs"]
+
+
+class CostModel:
+    """Counts from shapes alone. Dynamic sizes have the values of the example inputs."""
+
+    def __init__(self, axes: Axes) -> None:
+        self._symbols = bind_symbols(axes.program, axes.program.example_inputs)
+        nodes = axes.program.weight_nodes()
+        info = axes.program.info
+        self._weights = {name: axes.dims(node) for name, node in nodes.items() if info[name].trainable}
+        self._bytes = {name: info[name].dtype.itemsize for name in nodes}
+        self._buffers = {name: axes.dims(node) for name, node in nodes.items() if not info[name].trainable}
+        self._products: list[tuple[Expr, ...]] = []
+        for call in axes.calls.values():
+            for letters in call.rule.costs:
+                self._products.append(tuple(axes.terms.resolve(call.letters[x]) for x in letters if x in call.letters))
+
+    def params(self, counts: Mapping[Axis, int] | None = None) -> int:
+        """Trainable scalars, tied ones once."""
+        return sum(self._product(dims, counts) for dims in self._weights.values())
+
+    def macs(self, counts: Mapping[Axis, int] | None = None) -> int:
+        """Multiply-accumulate operations of linear maps, convolutions and attention, for the example's sizes."""
+        return sum(self._product(dims, counts) for dims in self._products)
+
+    def bytes(self, counts: Mapping[Axis, int] | None = None) -> int:
+        """Bytes of all weights and buffers in their own types."""
+        every = {**self._weights, **self._buffers}
+        return sum(self._product(dims, counts) * self._bytes[name] for name, dims in every.items())
+
+    def of(self, target: Target, counts: Mapping[Axis, int] | None = None) -> int:
+        """Parameters or MACs."""
+        return self.params(counts) if target == "params" else self.macs(counts)
+
+    def _product(self, dims: tuple[Expr, ...], counts: Mapping[Axis, int] | None) -> int:
+        total = 1
+        for expr in dims:
+            total *= self._number(sized(expr, counts or {}))
+        return total
+
+    def _number(self, size: Size) -> int:
+        return size if isinstance(size, int) else int(size.subs(self._symbols))

@@ -1,0 +1,138 @@
+"""Budget: how many positions each group keeps, so that the whole meets a target. One ratio for all groups, for now."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+
+from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.terms import Axis
+from fxslim.graph.costs import CostModel, Target
+from fxslim.graph.errors import InputError, PlanError
+
+__all__ = ["TOLERANCE", "choose_groups", "counts_for_keep", "counts_for_width", "step_of"]
+
+TOLERANCE = 0.01  # a target share is met within this
+_WHOLE_UNITS = ("heads", "key-value heads")  # units of their own: rounding to a multiple is for widths
+
+
+def choose_groups(
+    analysis: Analysis, *, groups: Sequence[str] | None, keep_fixed: Sequence[str], inexact: bool
+) -> tuple[list[Group], list[str]]:
+    """The groups that a plan may cut, and notes on those left out.
+
+    `groups` are kinds (`neurons`) or patterns of group names; `keep_fixed` are patterns of group or weight names that stay
+    whole. Inexact groups are left out unless `inexact`.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    chosen = [g for g in analysis.prunable if g.size > 1]
+    if groups is not None:
+        for pattern in groups:
+            if not any(_matches(g, pattern) for g in analysis.groups):
+                raise InputError(f"{pattern!r} matches no kind and no group", remedy="`fxslim groups MODEL` lists both")
+        chosen = [g for g in chosen if any(_matches(g, p) for p in groups)]
+    for pattern in keep_fixed:
+        if not any(_mentions(g, pattern) for g in analysis.groups):
+            raise InputError(f"keep_fixed: {pattern!r} matches no group and no weight", remedy="`fxslim groups MODEL` lists them")
+    chosen = [g for g in chosen if not any(_mentions(g, p) for p in keep_fixed)]
+    notes = []
+    if not inexact:
+        left = [g for g in chosen if not g.exact]
+        chosen = [g for g in chosen if g.exact]
+        notes += [f"{g.name} ({g.kind}) stays whole: not exact, {g.inexact[0]}" for g in left]
+    return chosen, notes
+
+
+def _matches(group: Group, pattern: str) -> bool:
+    return group.kind == pattern or fnmatch.fnmatchcase(group.name, _escape(pattern))
+
+
+def _mentions(group: Group, pattern: str) -> bool:
+    names = (group.name, *(s.weight for s in group.sites), *(f"{s.weight}[{s.dim}]" for s in group.sites))
+    return group.kind == pattern or any(fnmatch.fnmatchcase(n, _escape(pattern)) for n in names)
+
+
+def _escape(pattern: str) -> str:
+    """Group names hold `[0]`, which a pattern must not read as a set of characters."""
+    return pattern.replace("[", "[[]")
+
+
+def step_of(group: Group, round_to: int) -> int:
+    """The multiple to which a group's count is rounded: whole units (heads) are not rounded, narrow groups stay whole."""
+    if group.kind in _WHOLE_UNITS:
+        return 1
+    return group.size if group.size < round_to else round_to
+
+
+def _count(group: Group, width: float, round_to: int) -> int:
+    step = step_of(group, round_to)
+    rounded = math.floor(group.size * width / step + 0.5) * step
+    return min(group.size, max(step, rounded))
+
+
+def counts_for_width(groups: Sequence[Group], width: float, round_to: int = 1) -> dict[Axis, int]:
+    """Counts when every group keeps the share `width` of its positions, rounded to a multiple, never to zero.
+
+    Raises:
+        InputError: the width is not in (0, 1].
+    """
+    check_share(width, "width")
+    return {g.axis: _count(g, width, round_to) for g in groups}
+
+
+def check_share(value: float, name: str) -> None:
+    """Raises InputError unless `value` lies in (0, 1]."""
+    if not 0.0 < value <= 1.0:
+        raise InputError(f"{name} must lie above 0 and at most 1, got {value:g}", remedy=f"{name}=0.7 keeps 70 %")
+
+
+def counts_for_keep(
+    groups: Sequence[Group], keep: float, of: Target, costs: CostModel, round_to: int = 1
+) -> dict[Axis, int]:
+    """Counts at which the share `keep` of all parameters (or MACs) remains, within 1 %, at one ratio for all groups.
+
+    Raises:
+        InputError: `keep` is not in (0, 1].
+        PlanError: the target cannot be met; the message names the smallest share that can.
+    """
+    check_share(keep, "keep")
+    total = costs.of(of)
+    smallest = {g.axis: _count(g, 1e-12, round_to) for g in groups}
+    floor = costs.of(of, smallest) / total
+    if keep < floor - TOLERANCE:
+        raise PlanError(
+            f"keep={keep:g} of the {of} cannot be met: with all cuttable groups at their smallest {floor:.4f} remains",
+            remedy=f"ask for keep >= {math.ceil(floor * 1000) / 1000:g}, allow more groups (inexact ones), or a smaller round_to",
+        )
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        counts = {g.axis: _count(g, max(middle, 1e-12), round_to) for g in groups}
+        low, high = (middle, high) if costs.of(of, counts) <= keep * total else (low, middle)
+    counts = {g.axis: _count(g, max(low, 1e-12), round_to) for g in groups}
+    counts = _fill(groups, counts, low, keep * total, of, costs, round_to)
+    share = costs.of(of, counts) / total
+    if abs(share - keep) > TOLERANCE:
+        raise PlanError(
+            f"keep={keep:g} of the {of} cannot be met within {TOLERANCE:.0%}: the nearest share at one ratio is {share:.4f}",
+            remedy="ask for that share, or use a smaller round_to",
+        )
+    return counts
+
+
+def _fill(
+    groups: Sequence[Group], counts: Mapping[Axis, int], width: float, budget: float, of: Target, costs: CostModel, round_to: int
+) -> dict[Axis, int]:
+    """Rounding moves many groups at once; single steps, the most rounded-down groups first, use what is left of the budget."""
+    result = dict(counts)
+    slack = TOLERANCE * costs.of(of) / 2
+    for group in sorted(groups, key=lambda g: result[g.axis] - g.size * width):
+        if budget - costs.of(of, result) <= slack / 2:
+            break
+        more = min(group.size, result[group.axis] + step_of(group, round_to))
+        if costs.of(of, {**result, group.axis: more}) <= budget + slack / 2:
+            result[group.axis] = more
+    return result

@@ -1,0 +1,167 @@
+"""Consumers: calls that sum over an axis with a weight, seen as y = x W^T: [tokens, k] against [n, k], in g separate blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from fxslim.graph.axes.analysis import Axes
+from fxslim.graph.axes.registry import Call
+from fxslim.graph.axes.select import Selection
+from fxslim.graph.axes.terms import Expr, expr_size
+
+__all__ = ["Consumer", "find_consumers"]
+
+aten = torch.ops.aten
+_CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+_TRANSPOSED = (aten.addmm.default, aten.mm.default, aten.matmul.default)  # the weight is stored [k, n]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One such call. `features` is the expression of the input dimension that it sums over."""
+
+    node: fx.Node
+    weight: str
+    bias: str | None
+    source: fx.Node  # its input activation
+    features: Expr
+    blocks: int  # groups of a convolution, else 1
+    transposed: bool
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as [g, n, k]."""
+        if self.transposed:
+            return weight.t().unsqueeze(0)
+        return weight.reshape(self.blocks, weight.shape[0] // self.blocks, -1)
+
+    def from_matrix(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """A matrix [g, n, k] in the layout of the weight."""
+        if self.transposed:
+            return matrix[0].t().contiguous().to(like.dtype)
+        return matrix.reshape(like.shape).to(like.dtype)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """The inputs as [g, tokens, k]: unfolded windows for a convolution."""
+        rank = _CONVOLUTIONS.get(self.node.target)  # type: ignore[call-overload]
+        if rank is None:
+            return x.reshape(1, -1, x.shape[-1])
+        return _unfold(x, Call(self.node), rank, self.blocks)
+
+    def kept_columns(self, selection: Selection) -> Tensor:
+        """Which columns remain: [g, k] bool."""
+        mask = selection.mask((self.features,))
+        if mask is None:
+            mask = torch.ones(int(expr_size(self.features)), dtype=torch.bool)
+        per_block = mask.reshape(self.blocks, -1)
+        return per_block.repeat_interleave(self.window, dim=1)
+
+    @property
+    def window(self) -> int:
+        """Columns that belong to one position of the input dimension: the size of a convolution's kernel, else 1."""
+        weight = self.node.args[1]
+        if self.node.target not in _CONVOLUTIONS:
+            return 1
+        assert isinstance(weight, fx.Node)
+        return int(torch.Size(weight.meta["val"].shape[2:]).numel())
+
+
+def _unfold(x: Tensor, call: Call, rank: int, blocks: int) -> Tensor:
+    """Windows of a convolution's input: [g, tokens, c·kernel]."""
+    kernel = [int(s) for s in call.arg("weight").meta["val"].shape[2:]]
+    stride, dilation = _each(call.arg("stride"), rank), _each(call.arg("dilation"), rank)
+    if x.dim() == rank + 1:
+        x = x.unsqueeze(0)
+    x = F.pad(x, _padding(call.arg("padding"), kernel, dilation, rank))
+    for dim in range(rank):
+        reach = dilation[dim] * (kernel[dim] - 1) + 1
+        x = x.unfold(2 + dim, reach, stride[dim])[..., :: dilation[dim]]
+    # [b, c, *positions, *kernel] -> [g, b·positions, c/g·kernel]
+    batch, channels = x.shape[:2]
+    x = x.reshape(batch, blocks, channels // blocks, *x.shape[2:])
+    order = [1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank)]
+    x = x.permute(order)
+    return x.reshape(blocks, -1, channels // blocks * torch.Size(kernel).numel())
+
+
+def _each(value: Any, rank: int) -> list[int]:
+    values = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return values * rank if len(values) == 1 else values
+
+
+def _padding(padding: Any, kernel: list[int], dilation: list[int], rank: int) -> list[int]:
+    """The padding in the order of `torch.nn.functional.pad`: last dimension first, both sides."""
+    if padding == "valid":
+        return [0] * (2 * rank)
+    sides: list[int] = []
+    for dim in reversed(range(rank)):
+        if padding == "same":
+            total = dilation[dim] * (kernel[dim] - 1)
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [_each(padding, rank)[dim]] * 2
+    return sides
+
+
+def find_consumers(axes: Axes, selection: Selection | None = None) -> tuple[list[Consumer], list[str]]:
+    """Consumers in the order of the graph, and in words the calls that cannot be treated as such.
+
+    With a selection, those whose input loses positions.
+    """
+    found: list[Consumer] = []
+    refused: list[str] = []
+    for node, call in axes.calls.items():
+        if not call.rule.costs or not any(call.rule.kind(x).value == "reduce" for x in call.letters):
+            continue
+        consumer = _consumer(axes, node)
+        if selection is not None and not _loses(axes, node, selection):
+            continue
+        if isinstance(consumer, Consumer):
+            found.append(consumer)
+        elif consumer:
+            refused.append(consumer)
+    return found, refused
+
+
+def _loses(axes: Axes, node: fx.Node, selection: Selection) -> bool:
+    call = axes.calls[node]
+    return any(
+        selection.touches((axes.terms.resolve(e),)) for x, e in call.letters.items() if call.rule.kind(x).value == "reduce"
+    )
+
+
+def _consumer(axes: Axes, node: fx.Node) -> Consumer | str:
+    """The consumer that a call is; in words why it is none; nothing where two activations meet."""
+    call = Call(node)
+    names = list(call.arguments)
+    if node.target in _CONVOLUTIONS or node.target is aten.linear.default:
+        source, weight, bias = call.arg("input"), call.arg("weight"), call.arg("bias")
+    elif node.target is aten.addmm.default:
+        bias, source, weight = (call.arg(n) for n in names[:3])
+        if call.arg("beta") != 1 or call.arg("alpha") != 1:
+            return f"{node.name}: addmm with factors"
+    elif node.target in _TRANSPOSED:
+        source, weight, bias = call.tensors[0], call.tensors[1], None
+    else:
+        return f"{node.name} ({node.target})" if any(t.op == "get_attr" for t in call.tensors) else ""
+    if weight.op != "get_attr":
+        return f"{node.name}: its weight is computed" if source.op != "get_attr" and _constant(weight) else ""
+    if len(weight.users) > 1:
+        return f"{node.name}: the weight {weight.target} is used in {len(weight.users)} places"
+    if bias is not None and (bias.op != "get_attr" or len(bias.users) > 1):
+        bias = None
+    dim = -1 if node.target not in _CONVOLUTIONS else source.meta["val"].dim() - _CONVOLUTIONS[node.target] - 1
+    blocks = int(call.arg("groups")) if node.target in _CONVOLUTIONS else 1
+    features = axes.dims(source)[dim]
+    name = None if bias is None else str(bias.target)
+    if weight.meta["val"].dim() < 2:
+        return f"{node.name}: a weight of one dimension"
+    return Consumer(node, str(weight.target), name, source, features, blocks, node.target in _TRANSPOSED)
+
+
+def _constant(node: fx.Node) -> bool:
+    return node.op == "get_attr" or (bool(node.all_input_nodes) and all(_constant(n) for n in node.all_input_nodes))

@@ -1,0 +1,104 @@
+"""Making plans: which groups, how many positions of each, and which ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.select import Selection
+from fxslim.graph.axes.terms import Axis
+from fxslim.graph.costs import CostModel, Target
+from fxslim.graph.errors import InputError
+from fxslim.passes.budget import choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.importance import ColumnScores, Importance, scores_for, top
+from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.restore import restore_weights
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    analysis: Analysis,
+    keep: float | None = None,
+    *,
+    width: float | None = None,
+    of: Target = "params",
+    importance: Importance = "magnitude",
+    calibration: Sequence[Sequence[Tensor]] | None = None,
+    round_to: int = 1,
+    groups: Sequence[str] | None = None,
+    keep_fixed: Sequence[str] = (),
+    inexact: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """A plan for a program.
+
+    `keep` is the share of all parameters (or MACs, `of`) that remains, `width` instead the share of positions that every chosen
+    group keeps. `groups` restricts the plan to kinds or patterns of names; `importance='fasp'` cuts what the paper cuts (neurons,
+    channels, the value dimensions inside heads) unless `groups` says otherwise. Groups that are not exact are cut only if
+    `inexact`. `calibration` holds batches of flat inputs.
+
+    Raises:
+        InputError: an option is out of range or a pattern matches nothing.
+        PlanError: the target cannot be met.
+    """
+    if (keep is None) == (width is None):
+        raise InputError("give either keep or width")
+    if round_to < 1:
+        raise InputError(f"round_to must be at least 1, got {round_to}")
+    chosen, notes = choose_groups(analysis, groups=groups, keep_fixed=keep_fixed, inexact=inexact)
+    if importance == "fasp":
+        chosen, more = _scored_by_consumers(chosen, explicit=groups is not None)
+        notes += more
+    costs = CostModel(analysis.axes)
+    if keep is not None:
+        counts = counts_for_keep(chosen, keep, of, costs, round_to)
+    else:
+        assert width is not None
+        counts = counts_for_width(chosen, width, round_to)
+    cut = [g for g in chosen if counts[g.axis] < g.size]
+    if importance == "fasp":
+        masks = _columns(analysis, cut, counts, calibration)
+    else:
+        masks = {n: top(score, counts[analysis.group(n).axis]) for n, score in scores_for(importance, analysis, cut, seed).items()}
+    cuts = tuple(Cut.from_mask(g, masks[g.name]) for g in cut)
+    options = {
+        "keep": keep, "width": width, "of": of, "importance": importance, "round_to": round_to, "inexact": inexact, "seed": seed,
+        "groups": list(groups) if groups is not None else None, "keep_fixed": list(keep_fixed),
+    }  # fmt: skip
+    return Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes))
+
+
+def _scored_by_consumers(groups: list[Group], *, explicit: bool) -> tuple[list[Group], list[str]]:
+    """Groups that column scores apply to. Unless asked for by name, an axis whose inner axis is also cut stays whole: FASP
+    removes single dimensions inside heads, not heads."""
+    weighted = [g for g in groups if any(s.role == "consumes" for s in g.sites)]
+    notes = [f"{g.name} ({g.kind}) stays whole: no weight sums over it, column scores do not apply" for g in groups if g not in weighted]
+    if explicit:
+        return weighted, notes
+    outer = {axis for g in weighted for axis in g.batch}
+    heads = [g for g in weighted if g.axis in outer or g.kind in ("heads", "key-value heads")]
+    notes += [f"{g.name} ({g.kind}) stays whole: what lies inside it is cut" for g in heads]
+    return [g for g in weighted if g not in heads], notes
+
+
+def _columns(
+    analysis: Analysis, groups: Sequence[Group], counts: dict[Axis, int], calibration: Sequence[Sequence[Tensor]] | None
+) -> dict[str, Tensor]:
+    """Kept positions by column score, each group decided on an upstream that is cut and restored already."""
+    if not calibration:
+        raise InputError("the importance 'fasp' needs calibration data", remedy="give `calibration=` (--calibration FILE)")
+    chooser = ColumnScores(analysis, groups, counts, calibration)
+    selection = restore_weights(analysis, Selection(), calibration, chooser=chooser).selection
+    return {g.name: selection.kept[g.axis].mask for g in groups}
+
+
+def _predicted(costs: CostModel, counts: dict[Axis, int]) -> dict[str, Any]:
+    return {
+        "params": [costs.params(), costs.params(counts)],
+        "macs": [costs.macs(), costs.macs(counts)],
+        "bytes": [costs.bytes(), costs.bytes(counts)],
+    }

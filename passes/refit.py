@@ -1,0 +1,112 @@
+"""The refit: closed-form least squares for a consumer's kept columns.
+
+With H = [X 1]^T [X 1], kept columns K (and the constant column where there is a bias), W the whole weight with its bias and d the
+ridge, the refit minimises ||X W^T - X_K W_K'^T||^2 + d ||W_K' - W_K||^2:
+
+    W_K' = (W H[:, K] + d W_K) (H[K, K] + d I)^-1
+
+For d -> 0 this is the restoration of FASP (arXiv 2501.09412) and the exact update of OBS (Hassibi 1993) for a set of columns; drawing
+the ridge towards the present weights instead of zero makes a refit with everything kept the identity for any d. All solves are in
+float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxslim.passes.statistics import SecondMoment
+
+__all__ = ["LADDER", "Refit", "refit", "residual"]
+
+# Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up the ladder instead of crashing.
+LADDER = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A refitted weight and what is known of it."""
+
+    weight: Tensor  # [g, n, k], removed columns zero
+    bias: Tensor | None  # [g, n]
+    ridge: float | None  # relative; None: plain slicing was kept
+    before: float  # relative residual of plain slicing on held-out data
+    after: float  # relative residual of what is returned, on held-out data
+    tokens: int
+    columns: int
+    reason: str = ""  # why plain slicing was kept
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the refit replaces plain slicing."""
+        return self.ridge is not None
+
+
+def refit(
+    weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondMoment, held_out: SecondMoment, ladder: Sequence[float] = LADDER
+) -> Refit:
+    """The refit of `weight: [g, n, k]` (and `bias: [g, n]`) for kept columns `kept: [g, k]` bool.
+
+    The ridge is chosen on held-out data; where none improves on plain slicing there, plain slicing is returned. The accepted
+    refit then uses all data.
+    """
+    target = _extended(weight, bias)
+    mask = torch.cat([kept, torch.full_like(kept[:, :1], bias is not None)], dim=1)
+    plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
+    scale = max(float(residual(target, torch.zeros_like(target), held_out)), 1e-300)
+    before = float(residual(target, plain, held_out)) / scale
+    best, best_ridge = before, None
+    for ridge in ladder:
+        candidate = _solve(target, mask, plain, train, ridge)
+        if candidate is not None:
+            error = float(residual(target, candidate, held_out)) / scale
+            if error < best:
+                best, best_ridge = error, ridge
+    both = train + held_out
+    final = _solve(target, mask, plain, both, best_ridge) if best_ridge is not None else None
+    columns = int(mask.sum(1).max())
+    if final is None:
+        reason = "no ridge lowered the residual on held-out data"
+        return Refit(weight * kept.unsqueeze(1), bias, None, before, before, both.count, columns, reason)
+    new_bias = None if bias is None else final[..., -1]
+    return Refit(final[..., :-1], new_bias, best_ridge, before, best, both.count, columns)
+
+
+def _extended(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[W b] in float64; without a bias the last column is zero."""
+    last = torch.zeros_like(weight[..., :1]) if bias is None else bias.unsqueeze(-1)
+    return torch.cat([weight, last], dim=-1).double()
+
+
+def _solve(target: Tensor, mask: Tensor, plain: Tensor, moment: SecondMoment, ridge: float) -> Tensor | None:
+    """The refit at one ridge: [g, n, k + 1], or None where the system is singular."""
+    result = plain.clone()
+    for block in range(target.shape[0]):
+        index = mask[block].nonzero().flatten()
+        h = moment.matrix[block]
+        if not len(index):
+            continue
+        diagonal = h.diagonal()[index]
+        damping = torch.full_like(diagonal, ridge * float(diagonal.mean()))
+        damping[diagonal <= 0] = 1.0  # a dead column keeps its weight, whatever the scale
+        if bool(mask[block, -1]):
+            damping[-1] = 1e-12 * float(diagonal[-1])  # the constant is not drawn anywhere
+        system = h[index][:, index] + torch.diag(damping)
+        right = target[block] @ h[:, index] + plain[block][:, index] * damping
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if int(failed):
+            return None
+        solution = torch.cholesky_solve(right.t(), factor).t()
+        if not bool(torch.isfinite(solution).all()):
+            return None
+        result[block][:, index] = solution
+    return result
+
+
+def residual(target: Tensor, candidate: Tensor, moment: SecondMoment) -> Tensor:
+    """||X (W - W')^T||^2 summed over blocks: tr(D H D^T), from the second moment alone."""
+    difference = target - candidate
+    return torch.einsum("gnk,gkl,gnl->", difference, moment.matrix, difference).clamp(min=0)

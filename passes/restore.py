@@ -1,0 +1,136 @@
+"""Restoration: one walk over the graph in which every consumer of a cut group is refitted to its compressed upstream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.select import Selection
+from fxslim.graph.errors import InputError
+from fxslim.graph.evaluate import MaskedEvaluator
+from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.importance import ColumnScores
+from fxslim.passes.refit import Refit, refit
+from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+
+__all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "restore_weights"]
+
+FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+HELD_OUT_EVERY = 8  # one batch in so many judges the refits
+
+
+@dataclass(frozen=True)
+class RestoredConsumer:
+    """What happened to one consumer."""
+
+    node: str
+    weight: str
+    columns: int
+    kept: int
+    tokens: int
+    accepted: bool
+    ridge: float | None
+    before: float  # relative residual of plain slicing, held-out
+    after: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """New weights at their full width (removed columns zero), by name, with a row for each consumer."""
+
+    weights: dict[str, Tensor]
+    rows: tuple[RestoredConsumer, ...]
+    warnings: tuple[str, ...]
+    selection: Selection
+
+
+def restore_weights(
+    analysis: Analysis,
+    selection: Selection,
+    batches: Sequence[Sequence[Tensor]],
+    *,
+    chooser: ColumnScores | None = None,
+    progress: Progress | None = None,
+) -> Restoration:
+    """Least-squares refits of all consumers of the selection, in graph order, each seeing the upstream as restored so far.
+
+    A `chooser` adds to the selection on the way: the positions of a group are chosen when its first consumer is met.
+
+    Raises:
+        InputError: the calibration data is empty or makes an activation that is not finite.
+    """
+    if not batches:
+        raise InputError("restoration needs calibration data, which is empty", remedy="give at least one batch")
+    evaluator = MaskedEvaluator(analysis.axes, selection)
+    walk = CalibrationWalk(evaluator, batches)
+    consumers, refused = find_consumers(analysis.axes, None if chooser is not None else selection)
+    if chooser is not None:
+        consumers, refused = chooser.consumers, []
+    weights: dict[str, Tensor] = {}
+    rows: list[RestoredConsumer] = []
+    warnings = [f"not refitted, only sliced: {text}" for text in refused]
+    for number, consumer in enumerate(consumers):
+        if progress is not None:
+            progress(consumer.weight, number, len(consumers))
+        walk.advance_to(consumer.node)
+        if chooser is not None:
+            evaluator.selection = Selection({**evaluator.selection.kept, **chooser.decide(consumer, walk)})
+        train, held_out = _split(walk, consumer)
+        result = _refit(analysis, evaluator.selection, consumer, train, held_out)
+        _store(analysis, consumer, result, evaluator, weights)
+        rows.append(_row(consumer, evaluator.selection, result))
+        if result.tokens < FEW_TOKENS * result.columns:
+            warnings.append(
+                f"{consumer.weight}: {result.tokens} calibration tokens for {result.columns} columns "
+                f"(ratio {result.tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
+            )
+    return Restoration(weights, tuple(rows), tuple(warnings), evaluator.selection)
+
+
+def _split(walk: CalibrationWalk, consumer: Consumer) -> tuple[SecondMoment, SecondMoment]:
+    """Second moments of the training and of the held-out part. Whole batches are held out; of a single batch, every eighth row."""
+    values = list(walk.values(consumer.source))
+    if len(values) == 1:
+        columns = consumer.columns(values[0])
+        held = (columns.new_ones(columns.shape[1]).cumsum(0) % HELD_OUT_EVERY == 0).bool()
+        return SecondMoment.of(columns[:, ~held]), SecondMoment.of(columns[:, held])
+    count = max(1, len(values) // HELD_OUT_EVERY)
+    moments = [SecondMoment.of(consumer.columns(value)) for value in values]
+    return reduce(SecondMoment.__add__, moments[:-count]), reduce(SecondMoment.__add__, moments[-count:])
+
+
+def _refit(
+    analysis: Analysis, selection: Selection, consumer: Consumer, train: SecondMoment, held_out: SecondMoment
+) -> Refit:
+    program = analysis.program
+    matrix = consumer.matrix(program.weights[consumer.weight].detach())
+    bias = None if consumer.bias is None else program.weights[consumer.bias].detach().reshape(matrix.shape[0], -1)
+    return refit(matrix, bias, consumer.kept_columns(selection), train, held_out)
+
+
+def _store(
+    analysis: Analysis, consumer: Consumer, result: Refit, evaluator: MaskedEvaluator, weights: dict[str, Tensor]
+) -> None:
+    if not result.accepted:
+        return
+    program = analysis.program
+    old = program.weights[consumer.weight]
+    weights[consumer.weight] = consumer.from_matrix(result.weight, old)
+    evaluator.set_weight(consumer.weight, weights[consumer.weight])
+    if consumer.bias is not None and result.bias is not None:
+        weights[consumer.bias] = result.bias.reshape(program.weights[consumer.bias].shape).to(old.dtype)
+        evaluator.set_weight(consumer.bias, weights[consumer.bias])
+
+
+def _row(consumer: Consumer, selection: Selection, result: Refit) -> RestoredConsumer:
+    kept = consumer.kept_columns(selection)
+    return RestoredConsumer(
+        consumer.node.name, consumer.weight, kept.shape[1], int(kept.sum(1).max()), result.tokens, result.accepted,
+        result.ridge, result.before, result.after, result.reason,
+    )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Statistics of activations: sums that add up, gathered in one walk over the graph with all calibration batches side by side.
+
+The walk stops before a consumer, for all batches, so that what comes later sees the already compressed upstream. Between stops only
+the values that are still needed are alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxslim.graph.errors import InputError
+from fxslim.graph.evaluate import Evaluator
+from fxslim.passes.consumers import Consumer
+
+__all__ = ["CalibrationWalk", "SecondMoment"]
+
+
+@dataclass
+class SecondMoment:
+    """H = [X 1]^T [X 1] of a consumer's input: [g, k + 1, k + 1] float64. The last row holds sums, the corner the count."""
+
+    matrix: Tensor
+
+    @staticmethod
+    def of(columns: Tensor) -> SecondMoment:
+        """The second moment of [g, tokens, k]. Products in the columns' own precision, sums over batches in float64."""
+        ones = columns.new_ones(*columns.shape[:2], 1)
+        extended = torch.cat([columns, ones], dim=2)
+        return SecondMoment((extended.transpose(1, 2) @ extended).double())
+
+    def __add__(self, other: SecondMoment) -> SecondMoment:
+        return SecondMoment(self.matrix + other.matrix)
+
+    @property
+    def count(self) -> int:
+        """Number of tokens."""
+        return int(self.matrix[0, -1, -1])
+
+    def norms(self) -> Tensor:
+        """The 2-norm of every column over all tokens: [g, k]."""
+        return self.matrix.diagonal(dim1=1, dim2=2)[:, :-1].clamp(min=0).sqrt()
+
+
+class CalibrationWalk:
+    """Runs a program over all calibration batches up to a given node."""
+
+    def __init__(self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]]) -> None:
+        if not batches:
+            raise InputError("the calibration data is empty", remedy="give at least one batch")
+        self.evaluator = evaluator
+        self._environments = [evaluator.bind(batch) for batch in batches]
+        self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
+        self._index = {node: i for i, node in enumerate(self._nodes)}
+        self._position = 0
+
+    def advance_to(self, node: fx.Node) -> None:
+        """Evaluates everything before `node`, batch by batch."""
+        target = self._index[node]
+        segment = self._nodes[self._position : target]
+        for environment in self._environments:
+            self.evaluator.advance(environment, segment)
+        self._position = max(self._position, target)
+
+    def values(self, node: fx.Node) -> Iterator[Tensor]:
+        """The value of `node` in every batch.
+
+        Raises:
+            InputError: a value is not finite: the calibration data or the model overflows.
+        """
+        for number, environment in enumerate(self._environments):
+            value = environment[node]
+            if not bool(torch.isfinite(value).all()):
+                raise InputError(
+                    f"the activation {node.name!r} is not finite for calibration batch {number}",
+                    remedy="check the calibration data for NaN or extreme values",
+                )
+            yield value
+
+    def moments(self, consumer: Consumer) -> list[SecondMoment]:
+        """The second moment of the consumer's input for every batch; the walk must stand before the consumer."""
+        return [SecondMoment.of(consumer.columns(value)) for value in self.values(consumer.source)]

@@ -110,7 +110,9 @@ def train(model: OPTForCausalLM, data: torch.Tensor, valid: torch.Tensor, minute
         optimizer.zero_grad(set_to_none=True)
         step, seen = step + 1, seen + ids.numel()
         if step % 100 == 0:
-            print(f"{share:6.1%} step {step} loss {float(loss):.3f} valid {perplexity(model, valid[:16]):.2f}", flush=True)
+            print(
+                f"{share:6.1%} step {step} loss {float(loss):.3f} valid {perplexity(model, valid[:16]):.2f}", flush=True
+            )
     return seen
 
 
@@ -137,7 +139,8 @@ def main() -> None:
     facts = {
         "architecture": "OPT, 4 layers, hidden 160, ffn 640, 5 heads, byte-level BPE of 1,024 entries",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "training_text": f"standard library of CPython {platform.python_version()}, {len(data):,} tokens, {seen:,} seen",
+        "training_text": f"standard library of CPython {platform.python_version()}, "
+        f"{len(data):,} tokens, {seen:,} seen",
         "held_out_perplexity": round(perplexity(model, valid), 3),
         "protocol": f"{len(valid)} non-overlapping windows of {WINDOW} tokens of valid.txt, all predicted tokens",
     }

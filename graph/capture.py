@@ -16,7 +16,7 @@ from fxslim.graph.errors import CaptureError
 from fxslim.graph.normalize import normalize
 from fxslim.graph.program import DynamicShapes, Program, Weight, WeightStore
 
-__all__ = ["capture", "capture_exported"]
+__all__ = ["canonical_names", "capture", "capture_exported", "export_strategies"]
 
 _LIFTED = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
@@ -35,9 +35,9 @@ def capture(
     Raises:
         CaptureError: the exporter cannot capture the model; the message carries its reason and the model's line.
     """
-    kwargs = dict(kwargs or {})
+    args, kwargs = pytree.tree_map_only(torch.Tensor, _plain, (tuple(args), dict(kwargs or {})))
     with _evaluation_mode(model):
-        exported = _export(model, args, kwargs, dynamic_shapes)
+        exported = export_strategies(model, args, kwargs, dynamic_shapes)
     return capture_exported(exported, canonical_names(model), _names_of_dims(exported, args, kwargs, dynamic_shapes))
 
 
@@ -69,6 +69,11 @@ def capture_exported(
     return program
 
 
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy: the exporter's guards also describe the base of a view."""
+    return tensor.detach().contiguous().clone()
+
+
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """For every parameter and buffer name of `model`, the first name of the same tensor object."""
     first: dict[int, str] = {}
@@ -90,7 +95,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+def export_strategies(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
     """Exports with named dimensions first; where the exporter finds them too strict, with anonymous ones."""
     attempts: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
     problem: Exception | None = None

@@ -58,8 +58,8 @@ class Pass(ABC):
 
     def spec(self) -> str:
         """The pass as text: `name{option=value}` for options that print shortly."""
-        options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)]  # type: ignore[arg-type]
-        short = [o for o in options if len(o) < 60 and "\n" not in o]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        short = [f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str)]
         return self.name + (f"{{{','.join(short)}}}" if short else "")
 
 

@@ -15,7 +15,7 @@ from fxslim.graph.errors import InputError
 from fxslim.passes.budget import choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.importance import ColumnScores, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
-from fxslim.passes.restore import restore_weights
+from fxslim.passes.restore import Progress, restore_weights
 
 __all__ = ["make_plan"]
 
@@ -33,6 +33,7 @@ def make_plan(
     keep_fixed: Sequence[str] = (),
     inexact: bool = False,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
     """A plan for a program.
 
@@ -61,7 +62,7 @@ def make_plan(
         counts = counts_for_width(chosen, width, round_to)
     cut = [g for g in chosen if counts[g.axis] < g.size]
     if importance == "fasp":
-        masks = _columns(analysis, cut, counts, calibration)
+        masks = _columns(analysis, cut, counts, calibration, progress)
     else:
         masks = {n: top(score, counts[analysis.group(n).axis]) for n, score in scores_for(importance, analysis, cut, seed).items()}
     cuts = tuple(Cut.from_mask(g, masks[g.name]) for g in cut)
@@ -86,13 +87,14 @@ def _scored_by_consumers(groups: list[Group], *, explicit: bool) -> tuple[list[G
 
 
 def _columns(
-    analysis: Analysis, groups: Sequence[Group], counts: dict[Axis, int], calibration: Sequence[Sequence[Tensor]] | None
+    analysis: Analysis, groups: Sequence[Group], counts: dict[Axis, int], calibration: Sequence[Sequence[Tensor]] | None,
+    progress: Progress | None,
 ) -> dict[str, Tensor]:
     """Kept positions by column score, each group decided on an upstream that is cut and restored already."""
     if not calibration:
         raise InputError("the importance 'fasp' needs calibration data", remedy="give `calibration=` (--calibration FILE)")
     chooser = ColumnScores(analysis, groups, counts, calibration)
-    selection = restore_weights(analysis, Selection(), calibration, chooser=chooser).selection
+    selection = restore_weights(analysis, Selection(), calibration, chooser=chooser, progress=progress).selection
     return {g.name: selection.kept[g.axis].mask for g in groups}
 
 

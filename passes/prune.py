@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.program import Program
@@ -21,6 +24,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     plan: Plan
+    restored: Mapping[str, Tensor] | None = None  # weights at their full width, refitted before they are sliced
 
     def requires(self, analysis: Analysis) -> None:
         """The plan was made for this program and names groups that may be cut."""
@@ -29,6 +33,8 @@ class Prune(Pass):
     def apply(self, analysis: Analysis) -> PassResult:
         """The slim program."""
         rewriter = Rewriter(analysis.program, self.name)
+        for name, tensor in (self.restored or {}).items():
+            rewriter.set_weight(name, tensor)
         rewriter.slice(analysis.axes, self.plan.selection(analysis))
         return PassResult(rewriter.program, rewriter.edits)
 

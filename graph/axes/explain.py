@@ -19,8 +19,8 @@ _DIMENSION = re.compile(r"(?P<weight>.+)\[(?P<dim>-?\d+)\]")
 
 
 def explain(analysis: Analysis, a: str, b: str | None = None) -> str:
-    """A text for people. With `b`: the calls and rules that made `a` and `b` one axis, or what each belongs to if they are not
-    tied. Without: the groups on `a`, with sites, exactness, symmetry, batch axes, and why they are fixed.
+    """A text for people. With `b`: the calls and rules that made `a` and `b` one axis, or what each belongs to if they
+    are not tied. Without: the groups on `a`, with sites, exactness, symmetry, batch axes, and why they are fixed.
 
     `a` and `b` are dimensions of weights, `decoder.fc1.weight[0]`, or names of groups.
 
@@ -51,7 +51,9 @@ def _origin(analysis: Analysis, name: str) -> Expr:
         if group.name == name:
             return (group.axis,)
     known = [f"{w}[{d}]" for w, n in names.items() for d in range(len(analysis.axes.values[nodes[n]][0]))]
-    close = difflib.get_close_matches(name, dict.fromkeys([*known, *(g.name for g in analysis.groups), *names]), n=5, cutoff=0.5)
+    close = difflib.get_close_matches(
+        name, dict.fromkeys([*known, *(g.name for g in analysis.groups), *names]), n=5, cutoff=0.5
+    )
     remedy = f"did you mean {', '.join(close)}?" if close else "`fxslim groups MODEL` lists them"
     raise AnalysisError(f"there is no weight dimension and no group {name!r}", remedy=remedy)
 
@@ -74,6 +76,8 @@ def _chain(analysis: Analysis, a: tuple[str, Expr], b: tuple[str, Expr], axis: A
     what = f"{group.kind} ({axis.size} positions, group {group.name})" if group else f"an axis of {axis.size} positions"
     yield f"{a[0]} and {b[0]} are tied: {what}"
     down, up = _descent(analysis, a[1], axis), _descent(analysis, b[1], axis)
+    while down and up and down[-1] is up[-1]:  # what both went through later did not tie them
+        down, up = down[:-1], up[:-1]
     steps = [*down, *reversed(up)]
     if not steps:
         yield "  they are one dimension"
@@ -149,7 +153,8 @@ def _group_lines(analysis: Analysis, name: str, group: Group) -> Iterator[str]:
     yield f"  symmetry   {group.symmetry}"
     if group.batch:
         named = {g.axis: f"{g.name} ({g.size})" for g in analysis.groups}
-        yield f"  batch      may be selected differently for each of {', '.join(named.get(x, f'{x.size}') for x in group.batch)}"
+        batch = ", ".join(named.get(x, f"{x.size}") for x in group.batch)
+        yield f"  batch      may be selected differently for each of {batch}"
     if group.exact:
         yield "  exact      removing positions equals masking them"
     for reason in group.inexact:

@@ -29,7 +29,9 @@ def index(call: Call) -> DimRule | None:
     rank = max(len(s) for s in shapes)
     inner = names(rank, "i")
     own = [inner[rank - len(s) :] for s in shapes]
-    operands = [["1" if size == 1 else n for size, n in zip(s, o, strict=True)] for s, o in zip(shapes, own, strict=True)]
+    operands = [
+        ["1" if size == 1 else n for size, n in zip(s, o, strict=True)] for s, o in zip(shapes, own, strict=True)
+    ]
     adjacent = used == list(range(used[0], used[-1] + 1))
     place = used[0] if adjacent else 0
     rest = [n for d, n in enumerate(letters) if d not in used]
@@ -55,7 +57,9 @@ def gather(call: Call) -> DimRule:
     x, positions = call.shapes
     dim = call.dim("dim", len(x))
     letters = names(len(x))
-    other = [n if i != dim and s == t else f"i{n}" for i, (n, s, t) in enumerate(zip(letters, x, positions, strict=True))]
+    other = [
+        n if i != dim and s == t else f"i{n}" for i, (n, s, t) in enumerate(zip(letters, x, positions, strict=True))
+    ]
     fixed = [n for i, n in enumerate(letters) if other[i] != n]
     fixed += [o for i, o in enumerate(other) if o not in letters and i != dim]
     return DimRule.parse(f"{text(letters)}, {text(other)} -> {text(other)} | fixed {text(fixed)}", why=BY_INDEX)
@@ -122,7 +126,8 @@ def diagonal(call: Call) -> DimRule:
     i, j = call.dim("dim1", len(letters)), call.dim("dim2", len(letters))
     rest = [x for d, x in enumerate(letters) if d not in (i, j)]
     return DimRule.parse(
-        f"{text(letters)} -> {text((*rest, 'z'))} | fixed {letters[i]} {letters[j]} z", why="row and column are compared"
+        f"{text(letters)} -> {text((*rest, 'z'))} | fixed {letters[i]} {letters[j]} z",
+        why="row and column are compared",
     )
 
 

@@ -36,8 +36,8 @@ def _permuted(letters: Iterable[str]) -> str:
 
 @rule(aten.addmm.default)
 def addmm(call: Call) -> DimRule:
-    """b + x W, with W stored transposed (GPT-2's Conv1D). Letters along which the first operand broadcasts are permuted."""
-    bias, x, weight = call.shapes
+    """b + x W, with W stored transposed (GPT-2's Conv1D). Letters along which b broadcasts are permuted."""
+    bias = call.shapes[0]
     full = ["m", "n"]
     dims = ["1" if size == 1 and result != 1 else letter for size, result, letter in
             zip(bias, call.results[0][-len(bias):], full[-len(bias):], strict=True)]  # fmt: skip
@@ -111,7 +111,9 @@ def einsum(call: Call) -> DimRule | None:
     if not arrow:
         counts = {c: left.count(c) for c in left if c.isalpha()}
         right = ("..." if "..." in left else "") + "".join(sorted(c for c, n in counts.items() if n == 1))
-    rank = max((len(s) - len(t.replace("...", "")) for s, t in zip(call.shapes, terms, strict=True) if "..." in t), default=0)
+    rank = max(
+        (len(s) - len(t.replace("...", "")) for s, t in zip(call.shapes, terms, strict=True) if "..." in t), default=0
+    )
     dots = [f"e{n}" for n in names(rank)]
     operands: list[list[str]] = []
     for term, shape in zip(terms, call.shapes, strict=True):
@@ -119,9 +121,13 @@ def einsum(call: Call) -> DimRule | None:
         operands.append(["1" if s == 1 else x for s, x in zip(shape, letters, strict=True)])
     present = {x for dims in operands for x in dims}
     out = [x if x in present else "1" for x in _einsum_letters(right, dots, rank + len(right.replace("...", "")))]
-    permuted = [x for x in dict.fromkeys(x for dims in operands for x in dims) if not _takes_any_basis(x, operands, out)]
+    permuted = [
+        x for x in dict.fromkeys(x for dims in operands for x in dims) if not _takes_any_basis(x, operands, out)
+    ]
     cost = " ".join(sorted(x for x in present if x != "1"))
-    return DimRule.parse(f"{', '.join(map(text, operands))} -> {text(out)}{_permuted(permuted)}", default=GENERAL, costs=[cost])
+    return DimRule.parse(
+        f"{', '.join(map(text, operands))} -> {text(out)}{_permuted(permuted)}", default=GENERAL, costs=[cost]
+    )
 
 
 def _takes_any_basis(letter: str, operands: list[list[str]], out: list[str]) -> bool:
@@ -148,7 +154,7 @@ def embedding(call: Call) -> DimRule:
 
 @rule(aten.scaled_dot_product_attention.default)
 def attention(call: Call) -> DimRule | None:
-    """softmax(q k^T · scale + mask) v, the scale explicit. With `enable_gqa` a query's heads are kv heads times repeats."""
+    """softmax(q k^T · scale + mask) v, scale explicit. With `enable_gqa`, query heads are kv heads times repeats."""
     if call.arg("scale") is None:
         return None
     gqa = bool(call.arg("enable_gqa"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fxslim.graph.axes.notation import DimRule, Symmetry
+from fxslim.graph.axes.notation import DimRule
 from fxslim.graph.axes.registry import Call, NewSizes, names, rule, text
 
 __all__: list[str] = []
@@ -21,7 +21,7 @@ def _normalized_shape(call: Call, new: NewSizes) -> Mapping[str, Any]:
 
 @rule(aten.layer_norm.default, aten.rms_norm.default, literals=_normalized_shape)
 def layer_norm(call: Call) -> DimRule:
-    """Statistics over the last dimensions. RMSNorm without a weight commutes with rotations of a single last dimension."""
+    """Statistics over the last dimensions. RMSNorm without a weight commutes with rotations of a last dimension."""
     rank, inner = len(call.shapes[0]), len(call.arg("normalized_shape"))
     outer, tied = names(rank - inner, "b"), names(inner, "d")
     affine = f", {text(tied)}" * (len(call.tensors) - 1)
@@ -32,7 +32,7 @@ def layer_norm(call: Call) -> DimRule:
 
 @rule(aten.batch_norm.default)
 def batch_norm(call: Call) -> DimRule:
-    """With running statistics every element is a function of itself alone; without, they run over batch and positions."""
+    """With running statistics each element is a function of itself; without, they run over batch and positions."""
     rank = len(call.shapes[0])
     dims = ("b", "c", *names(max(0, rank - 2), "p"))[:rank]
     clause = f" | tied {text([x for x in dims if x != 'c'])}" if call.arg("training") else ""

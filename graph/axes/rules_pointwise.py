@@ -1,7 +1,7 @@
 """Rules of operators that act position by position, with broadcasting: `a b c, b 1 -> a b c`.
 
-What differs among them is the symmetry they leave: a linear map of one operand leaves every change of basis, ReLU a positive
-scaling with a permutation, any other function a permutation.
+What differs among them is the symmetry they leave: a linear map of one operand leaves every change of basis, ReLU a
+positive scaling with a permutation, any other function a permutation.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ __all__ = ["pointwise_rule"]
 aten = torch.ops.aten
 
 
-def pointwise_rule(call: Call, default: Symmetry, **symmetry: Symmetry) -> DimRule:
+def pointwise_rule(call: Call, default: Symmetry) -> DimRule:
     """The rule of an elementwise call: operands aligned at the right, dimensions of size 1 broadcast."""
     (result,) = call.results
     letters = names(len(result))
     operands = [_aligned(shape, letters, result) for shape in call.shapes]
-    found = DimRule.parse(f"{', '.join(map(text, operands))} -> {text(_aligned(result, letters, result))}", default=default)
-    return found
+    return DimRule.parse(
+        f"{', '.join(map(text, operands))} -> {text(_aligned(result, letters, result))}", default=default
+    )
 
 
 def _aligned(shape: tuple[Size, ...], letters: tuple[str, ...], result: tuple[Size, ...]) -> list[str]:
@@ -38,35 +39,38 @@ def _broadcast_letters(found: DimRule) -> set[str]:
 
 
 _LINEAR = (
-    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.clone.default, aten.contiguous.default, aten.neg.default,
-    aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default, aten.type_as.default,
+    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.clone.default, aten.contiguous.default,
+    aten.neg.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default,
+    aten.type_as.default,
 )  # fmt: skip
 _SCALING = (aten.relu.default, aten.leaky_relu.default)
 _NONLINEAR = (
-    aten.abs.default, aten.acos.default, aten.asin.default, aten.atan.default, aten.bitwise_not.default, aten.ceil.default,
-    aten.celu.default, aten.clamp.default, aten.clamp_max.default, aten.clamp_min.default, aten.cos.default, aten.cosh.default,
-    aten.elu.default, aten.eq.Scalar, aten.erf.default, aten.exp.default, aten.exp2.default, aten.expm1.default,
-    aten.fill.Scalar, aten.floor.default, aten.frac.default, aten.ge.Scalar, aten.gelu.default, aten.gt.Scalar,
-    aten.hardsigmoid.default, aten.hardswish.default, aten.hardtanh.default, aten.isfinite.default, aten.isinf.default,
-    aten.isnan.default, aten.le.Scalar, aten.log.default, aten.log10.default, aten.log1p.default, aten.log2.default,
-    aten.logical_not.default, aten.logit.default, aten.lt.Scalar, aten.mish.default, aten.ne.Scalar, aten.pow.Scalar,
-    aten.pow.Tensor_Scalar, aten.reciprocal.default, aten.relu6.default, aten.remainder.Scalar, aten.round.default,
-    aten.rsqrt.default, aten.rsub.Scalar, aten.selu.default, aten.sigmoid.default, aten.sign.default, aten.silu.default,
-    aten.sin.default, aten.sinh.default, aten.softplus.default, aten.sqrt.default, aten.square.default, aten.tan.default,
+    aten.abs.default, aten.acos.default, aten.asin.default, aten.atan.default, aten.bitwise_not.default,
+    aten.ceil.default, aten.celu.default, aten.clamp.default, aten.clamp_max.default, aten.clamp_min.default,
+    aten.cos.default, aten.cosh.default, aten.elu.default, aten.eq.Scalar, aten.erf.default, aten.exp.default,
+    aten.exp2.default, aten.expm1.default, aten.fill.Scalar, aten.floor.default, aten.frac.default, aten.ge.Scalar,
+    aten.gelu.default, aten.gt.Scalar, aten.hardsigmoid.default, aten.hardswish.default, aten.hardtanh.default,
+    aten.isfinite.default, aten.isinf.default, aten.isnan.default, aten.le.Scalar, aten.log.default,
+    aten.log10.default, aten.log1p.default, aten.log2.default, aten.logical_not.default, aten.logit.default,
+    aten.lt.Scalar, aten.mish.default, aten.ne.Scalar, aten.pow.Scalar, aten.pow.Tensor_Scalar,
+    aten.reciprocal.default, aten.relu6.default, aten.remainder.Scalar, aten.round.default, aten.rsqrt.default,
+    aten.rsub.Scalar, aten.selu.default, aten.sigmoid.default, aten.sign.default, aten.silu.default, aten.sin.default,
+    aten.sinh.default, aten.softplus.default, aten.sqrt.default, aten.square.default, aten.tan.default,
     aten.tanh.default, aten.trunc.default, aten.hardshrink.default, aten.softshrink.default, aten.log_sigmoid.default,
     aten.nan_to_num.default, aten.threshold.default, aten.add.Scalar, aten.sub.Scalar, aten.full_like.default,
-    aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.floor_divide.Scalar, aten.fmod.Scalar,
-    aten.bitwise_and.Scalar, aten.bitwise_or.Scalar,
+    aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.floor_divide.Scalar,
+    aten.fmod.Scalar, aten.bitwise_and.Scalar, aten.bitwise_or.Scalar,
 )  # fmt: skip
 _SCALAR_FACTOR = (aten.mul.Scalar, aten.div.Scalar)
 _BINARY = (
     aten.atan2.default, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.eq.Tensor,
-    aten.floor_divide.default, aten.fmod.Tensor, aten.ge.Tensor, aten.gt.Tensor, aten.le.Tensor, aten.logical_and.default,
-    aten.logical_or.default, aten.logical_xor.default, aten.lt.Tensor, aten.maximum.default, aten.max.other,
-    aten.minimum.default, aten.min.other, aten.ne.Tensor, aten.pow.Tensor_Tensor, aten.remainder.Tensor, aten.lerp.Scalar,
-    aten.lerp.Tensor, aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar,
-    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.copy.default, aten.addcmul.default, aten.addcdiv.default,
-    aten.clamp.Tensor, aten.div.Tensor_mode, aten.rsub.Tensor, aten.fill.Tensor,
+    aten.floor_divide.default, aten.fmod.Tensor, aten.ge.Tensor, aten.gt.Tensor, aten.le.Tensor,
+    aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.lt.Tensor, aten.maximum.default,
+    aten.max.other, aten.minimum.default, aten.min.other, aten.ne.Tensor, aten.pow.Tensor_Tensor,
+    aten.remainder.Tensor, aten.lerp.Scalar, aten.lerp.Tensor, aten.where.self, aten.where.ScalarSelf,
+    aten.where.ScalarOther, aten.where.Scalar, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.copy.default,
+    aten.addcmul.default, aten.addcdiv.default, aten.clamp.Tensor, aten.div.Tensor_mode, aten.rsub.Tensor,
+    aten.fill.Tensor,
 )  # fmt: skip
 
 
@@ -114,10 +118,10 @@ def nonlinear_binary(call: Call) -> DimRule:
 
 @rule(aten.add.Tensor, aten.sub.Tensor)
 def addition(call: Call) -> DimRule:
-    """x + y commutes with every change of basis of a letter that all operands carry; a broadcast letter is only permuted."""
+    """x + y commutes with every change of basis of a letter that all carry; a broadcast letter is only permuted."""
     found = pointwise_rule(call, Symmetry.GENERAL)
     constant = len(call.tensors) < 2  # x + 1: the constant is spread over all letters
-    spread = {x for x in found.letters()} if constant else _broadcast_letters(found)
+    spread = set(found.letters()) if constant else _broadcast_letters(found)
     return _with_symmetry(found, dict.fromkeys(spread, Symmetry.PERMUTATION))
 
 
@@ -155,5 +159,11 @@ def glu(call: Call) -> DimRule:
 
 def _with_symmetry(found: DimRule, symmetry: dict[str, Symmetry]) -> DimRule:
     return DimRule(
-        found.operands, found.results, found.tied, found.fixed, tuple(sorted(symmetry.items())), found.default, found.sizes
+        found.operands,
+        found.results,
+        found.tied,
+        found.fixed,
+        tuple(sorted(symmetry.items())),
+        found.default,
+        found.sizes,
     )

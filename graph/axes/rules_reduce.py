@@ -12,7 +12,9 @@ __all__: list[str] = []
 aten = torch.ops.aten
 
 
-def _reduction(call: Call, dims: tuple[int, ...], keepdim: bool, clause: str, default: Symmetry, results: int = 1) -> DimRule:
+def _reduction(
+    call: Call, dims: tuple[int, ...], keepdim: bool, clause: str, default: Symmetry, results: int = 1
+) -> DimRule:
     """The rule of a call that removes `dims`; `clause` says what that does. The terms of a sum are only permuted."""
     letters = names(len(call.shapes[0]))
     out = [("1" if keepdim else "") if i in dims else x for i, x in enumerate(letters)]
@@ -85,7 +87,9 @@ def scan(call: Call) -> DimRule:
     """Every position holds the sum of those before it."""
     (x,) = call.shapes
     dims = names(len(x))
-    return DimRule.parse(f"{text(dims)} -> {text(dims)} | fixed {dims[call.dim('dim', len(x))]}", why="the order counts")
+    return DimRule.parse(
+        f"{text(dims)} -> {text(dims)} | fixed {dims[call.dim('dim', len(x))]}", why="the order counts"
+    )
 
 
 @rule(aten.topk.default)

@@ -138,7 +138,9 @@ def _expanded(call: Call, new: NewSizes) -> Mapping[str, Any]:
     return {"size": [old if old == -1 else size for old, size in zip(call.arg("size"), new.result(), strict=True)]}
 
 
-@rule(aten.repeat.default, literals=lambda call, new: {"repeats": [new.letter(f"r{x}") for x in names(len(new.result()))]})
+@rule(
+    aten.repeat.default, literals=lambda call, new: {"repeats": [new.letter(f"r{x}") for x in names(len(new.result()))]}
+)
 def repeat(call: Call) -> DimRule:
     """Whole dimensions one after the other: `a -> (r a)`."""
     shape, result = call.shapes[0], call.results[0]
@@ -224,7 +226,9 @@ def split(call: Call) -> DimRule:
     """Pieces of equal size along a dimension that stays: equal pieces could not be cut differently."""
     found = _pieces(call)
     fixed = frozenset(x for x in found.letters() if x.startswith("c"))
-    return DimRule(found.operands, found.results, fixed=fixed, default=GENERAL, sizes=found.sizes, why="the pieces are equal")
+    return DimRule(
+        found.operands, found.results, fixed=fixed, default=GENERAL, sizes=found.sizes, why="the pieces are equal"
+    )
 
 
 def _pieces(call: Call) -> DimRule:
@@ -278,7 +282,7 @@ def _is_static(call: Call) -> bool:
 
 @rule(aten.slice.Tensor, literals=_slice_literals)
 def slice_(call: Call) -> DimRule:
-    """A stretch of `dim`: `[p|s|q] -> s`; with a step k that divides the size, one position of every k: `(s k) -> s`."""
+    """A stretch of `dim`: `[p|s|q] -> s`; with a step k that divides the size, one of every k, `(s k) -> s`."""
     (shape,) = call.shapes
     letters, dim = list(names(len(shape), "d")), call.dim("dim", len(shape))
     total, kept, step = shape[dim], call.results[0][dim], int(call.arg("step"))
@@ -293,7 +297,9 @@ def slice_(call: Call) -> DimRule:
     sizes = {"p": start, "s": kept, "q": total - start - kept}
     whole = "|".join(x for x in ("p", "s", "q") if sizes[x])
     operand = [*letters[:dim], f"[{whole}]" if "|" in whole else whole, *letters[dim + 1 :]]
-    return DimRule.parse(f"{text(operand)} -> {text(out)}", default=GENERAL, sizes={k: v for k, v in sizes.items() if v})
+    return DimRule.parse(
+        f"{text(operand)} -> {text(out)}", default=GENERAL, sizes={k: v for k, v in sizes.items() if v}
+    )
 
 
 def _wrap(index: Any, total: Size) -> Any:
@@ -306,7 +312,10 @@ def _strided_slice(letters: list[str], out: list[str], dim: int, start: Any, ste
         return _fixed_slice(letters, out, dim, "the step does not divide its size")
     operand = [*letters[:dim], "(s k)", *letters[dim + 1 :]]
     return DimRule.parse(
-        f"{text(operand)} -> {text(out)} | fixed k", default=GENERAL, sizes={"s": kept, "k": step}, why="one of every k is read"
+        f"{text(operand)} -> {text(out)} | fixed k",
+        default=GENERAL,
+        sizes={"s": kept, "k": step},
+        why="one of every k is read",
     )
 
 
@@ -318,7 +327,9 @@ def _fixed_slice(letters: list[str], out: list[str], dim: int, why: str) -> DimR
 def pad(call: Call) -> DimRule:
     """Padded dimensions stay; the others pass. Padding of (1, -1) keeps the size and still moves the positions."""
     letters, amounts = list(names(len(call.shapes[0]))), list(call.arg("pad"))
-    padded = [any(p != 0 for p in amounts[2 * i : 2 * i + 2]) for i in range(len(letters))][::-1]  # last dimension first
+    padded = [any(p != 0 for p in amounts[2 * i : 2 * i + 2]) for i in range(len(letters))][
+        ::-1
+    ]  # last dimension first
     out = [f"p{x}" if p else x for x, p in zip(letters, padded, strict=True)]
     fixed = [y for x, o in zip(letters, out, strict=True) if x != o for y in (x, o)]
     clause = f" | fixed {text(fixed)}" if fixed else ""

@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 import torch
 
 __all__ = ["Axis", "Cat", "Expr", "Factor", "Reason", "Size", "Terms", "divides", "expr_size", "factor_size", "size_of"]
 
-Size = int | sympy.Expr
+Size: TypeAlias = "int | sympy.Expr"
 
 
 @dataclass(frozen=True, eq=False)

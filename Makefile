@@ -1,0 +1,59 @@
+# Everything runs in .venv, which the first target that needs it creates. `make` alone prints what there is.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n auto --maxprocesses=4
+BIN := $(VENV)/bin
+# One thread each: tests run side by side, and sums stay in one order.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install test check format demo models wheel clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.dev ## Create .venv with everything that development needs
+
+test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev layout ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/layout && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p fxslim
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(VENV)/.run ## Slim the bundled language model to 70 % and leave the result in out/demo
+	rm -rf out/demo
+	$(BIN)/fxslim slim bundled:opt-python --keep 0.7 -o out/demo
+
+models: $(VENV)/.dev ## Train the bundled models again (about half an hour)
+	$(BIN)/python examples/train_digits_resnet.py --out fxslim/models/digits-resnet
+	$(BIN)/python examples/train_opt_python.py --out fxslim/models/opt-python
+
+wheel: $(VENV)/.run ## Build the wheel into dist/
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# The folders as the package has them (graph/ is fxslim.graph), for a type checker that does not import.
+.PHONY: layout
+layout:
+	@rm -rf build/layout && mkdir -p build/layout/fxslim
+	@ln -s $(CURDIR)/fxslim/* $(CURDIR)/graph $(CURDIR)/passes $(CURDIR)/export build/layout/fxslim/
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: installed again when pyproject.toml changes. Editable, so that the code that runs is the code that is here.
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable ".[cpu,hf]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $(VENV)/.run $@

@@ -1,0 +1,67 @@
+"""Removes from an ONNX model what only the machine that made it needs to know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, MutableMapping
+
+import onnx_ir as ir
+
+from fxslim.export.weights import PERMUTATION
+from fxslim.graph.errors import ExportError
+
+__all__ = ["check_dim_names", "clean", "dim_name_is_safe"]
+
+# Viewers group nodes by these two; everything else that the exporter attaches is its own debugging aid and holds
+# source lines with absolute paths (up to half of a small file).
+_KEPT = ("namespace", "pkg.torch.onnx.name_scopes", PERMUTATION)
+_PATH = re.compile(r"""(?:^|[\s"'(=,])(?:/|~/|[A-Za-z]:[\\/])|\\|\.py\b""")
+_DIM_NAME = re.compile(r"[A-Za-z_]\w*( [+\-*] ([A-Za-z_]\w*|\d+))*", re.ASCII)
+
+
+def clean(model: ir.Model) -> None:
+    """Strips doc strings, stack traces and all metadata that holds a path from everything in the model."""
+    model.doc_string = None
+    _strip(model.metadata_props)
+    for function in model.functions.values():
+        function.doc_string = None
+        _strip(function.metadata_props)
+    for graph in model.graphs():
+        graph.doc_string = None
+        _strip(graph.metadata_props)
+        for value in _values(graph):
+            value.doc_string = None
+            _strip(value.metadata_props)
+        for node in graph:
+            node.doc_string = None
+            _strip(node.metadata_props)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _strip(props: MutableMapping[str, str]) -> None:
+    for key in list(props):
+        if key not in _KEPT or _PATH.search(props[key]):
+            del props[key]
+
+
+def dim_name_is_safe(name: str) -> bool:
+    """Whether `name` is a name, or a sum, difference or product of names and numbers: safe for a loader to read."""
+    return _DIM_NAME.fullmatch(name) is not None
+
+
+def check_dim_names(model: ir.Model) -> None:
+    """Raises ExportError for an input or output dimension whose name a loader could misread (some evaluate names)."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        for dim in value.shape or ():
+            name = None if isinstance(dim, int) else dim.value
+            if name is not None and not dim_name_is_safe(str(name)):
+                raise ExportError(
+                    f"the dimension name {name!r} of {value.name!r} is not a name, or a sum or product of names",
+                    remedy="name the dynamic dimensions with letters, digits and underscores",
+                )

@@ -1,0 +1,136 @@
+"""Compares an ONNX file with the program it claims to be: names, types, dimensions, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from fxslim.export.clean import dim_name_is_safe
+from fxslim.export.model_file import Interface, guarded, read_interface
+from fxslim.export.weights import PERMUTATION, same_data, sizes
+from fxslim.graph.errors import CheckError
+from fxslim.graph.program import Program
+
+__all__ = ["expected_interface", "interface_failures", "weight_failures"]
+
+_DTYPES = {
+    torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
+    torch.int64: "INT64", torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+_MOST = 5  # failures of one kind that are worth a line each
+
+
+def expected_interface(program: Program) -> tuple[tuple[Interface, ...], tuple[Interface, ...]]:
+    """The inputs and outputs that an export of `program` must have; None stands for any dynamic dimension."""
+    inputs = tuple(
+        Interface(name, _dtype(tensor), _input_dims(program, name, tensor))
+        for name, tensor in zip(program.input_names, program.example_inputs, strict=True)
+    )
+    outputs = tuple(
+        Interface(name, _dtype(value), tuple(d if isinstance(d, int) else None for d in value.shape))
+        for name, value in zip(program.output_names, _output_values(program), strict=True)
+    )
+    return inputs, outputs
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return _DTYPES.get(tensor.dtype, str(tensor.dtype))
+
+
+def _input_dims(program: Program, name: str, tensor: torch.Tensor) -> tuple[int | str | None, ...]:
+    dynamic = program.dynamic.get(name, {})
+    return tuple(dynamic.get(i, size) for i, size in enumerate(tensor.shape))
+
+
+def _output_values(program: Program) -> list[torch.Tensor]:
+    for name, node in zip(program.output_names, program.output_nodes, strict=True):
+        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
+            raise CheckError(f"the output {name!r} of the program is {node!r}, not a tensor, and has no place in ONNX")
+    return [node.meta["val"] for node in program.output_nodes]
+
+
+def interface_failures(program: Program, model: ir.Model) -> list[str]:
+    """One sentence for each way in which the file's inputs and outputs differ from those of `program`."""
+    failures: list[str] = []
+    for kind, found, expected in zip(
+        ("input", "output"), read_interface(model), expected_interface(program), strict=True
+    ):
+        names, wanted = [i.name for i in found], [i.name for i in expected]
+        if names != wanted:
+            failures.append(f"the {kind}s of the file are {', '.join(names)}, those of the program {', '.join(wanted)}")
+            continue
+        for have, want in zip(found, expected, strict=True):
+            failures.extend(_differences(kind, have, want))
+    return failures
+
+
+def _differences(kind: str, have: Interface, want: Interface) -> Iterator[str]:
+    what = f"the {kind} {have.name!r} of the file"
+    if have.dtype != want.dtype:
+        yield f"{what} has the type {have.dtype}, the program {want.dtype}"
+    if len(have.dims) != len(want.dims):
+        yield f"{what} has {len(have.dims)} dimensions, the program {len(want.dims)}"
+        return
+    for i, (a, b) in enumerate(zip(have.dims, want.dims, strict=True)):
+        if isinstance(a, str) and not dim_name_is_safe(a):
+            yield f"{what} has the dimension name {a!r}, which is not a plain name or a sum or product of names"
+        elif isinstance(b, int) != isinstance(a, int) or (b is not None and a != b):
+            yield f"{what} has {_text(a)} as dimension {i}, the program {_text(b)}"
+
+
+def _text(dim: int | str | None) -> str:
+    return "a dynamic size" if dim is None else str(dim)
+
+
+def weight_failures(program: Program, model: ir.Model, path: Path) -> list[str]:
+    """One sentence for each weight in the file that is not the program's or not finite (the first few of each)."""
+    different: list[str] = []
+    bad: list[str] = []
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                bad.append(f"the initializer {name!r} of the file has no data")
+                continue
+            order = value.metadata_props.get(PERMUTATION)
+            if order is not None:
+                sentence = guarded(path, lambda n=name, t=tensor, o=order: _weight_failure(program, n, t, o))  # type: ignore[misc]
+                different.extend([sentence] if sentence else [])
+            elif (sentence := guarded(path, lambda n=name, t=tensor: _not_finite(program, n, t))) is not None:  # type: ignore[misc]
+                bad.append(sentence)
+    return [*_first(different), *_first(bad)]
+
+
+def _weight_failure(program: Program, name: str, tensor: ir.TensorProtocol, order: str) -> str | None:
+    if name not in program.weights:
+        return f"the file holds the weight {name!r}, which the program does not have"
+    weight = program.weights[name]
+    if same_data(tensor, weight, order):
+        return _not_finite(program, name, tensor)
+    shapes = sizes(tensor), [weight.shape[int(i)] for i in order.split(",") if i]
+    if shapes[0] != shapes[1]:
+        return f"the weight {name!r} has the shape {shapes[0]} in the file and {shapes[1]} in the program"
+    return f"the weight {name!r} of the file holds other values than that of the program"
+
+
+def _not_finite(program: Program, name: str, tensor: ir.TensorProtocol) -> str | None:
+    if not tensor.dtype.is_floating_point():
+        return None
+    values = np.asarray(tensor.numpy(), dtype=np.float64)
+    if np.isnan(values).any():
+        return f"the initializer {name!r} of the file holds NaN"
+    # A mask is minus infinity by intent; a parameter never is.
+    if name in program.info and program.info[name].trainable and np.isinf(values).any():
+        return f"the weight {name!r} of the file holds infinities"
+    return None if not np.isposinf(values).any() else f"the initializer {name!r} of the file holds plus infinity"
+
+
+def _first(sentences: Sequence[str]) -> list[str]:
+    more = len(sentences) - _MOST
+    return [*sentences[:_MOST], *([f"... and {more} more of this kind"] if more > 0 else [])]

@@ -1,0 +1,74 @@
+"""How far the slim program is from the original: a measurement of quality, never a test of equality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxslim.graph.program import Program
+
+__all__ = ["Quality", "measure_quality"]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One output over all runs. `rmse` is in the output's unit, `relative` is rmse / rms(original)."""
+
+    name: str
+    rmse: float
+    relative: float
+    not_comparable: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values; a number that is not finite becomes None."""
+        return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in vars(self).items()}
+
+
+def measure_quality(
+    original: Program | None, slim: Program, batches: Sequence[Sequence[torch.Tensor]]
+) -> list[Quality]:
+    """The distance between the outputs of both programs in PyTorch. Empty without an original or without runs."""
+    if original is None or not batches:
+        return []
+    runs = [(_run(original, batch), _run(slim, batch)) for batch in batches]
+    return [_quality(name, runs) for name in slim.output_names]
+
+
+def _run(program: Program, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor] | str:
+    """The outputs by name, or the reason why there are none."""
+    try:
+        with torch.no_grad():
+            outputs = program.flat_module().eval()(*inputs)
+    except Exception as error:  # an input that changed its size with the pruning does not fit the original
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return dict(zip(program.output_names, outputs, strict=True))
+
+
+def _quality(name: str, runs: Sequence[tuple[Any, Any]]) -> Quality:
+    errors, scale, count = 0.0, 0.0, 0
+    for before, after in runs:
+        problem = _incomparable(name, before, after)
+        if problem:
+            return Quality(name, math.nan, math.nan, problem)
+        a, b = before[name].double(), after[name].double()
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        errors += float((a - b)[finite].square().sum())
+        scale += float(a[finite].square().sum())
+        count += int(finite.sum())
+    rmse = math.sqrt(errors / count) if count else math.nan
+    return Quality(name, rmse, math.sqrt(errors / scale) if scale else math.nan)
+
+
+def _incomparable(name: str, before: Any, after: Any) -> str | None:
+    for run in (before, after):
+        if isinstance(run, str):
+            return run
+    if name not in before:
+        return "the original has no output of this name"
+    if before[name].shape != after[name].shape:
+        return f"the shape changed from {list(before[name].shape)} to {list(after[name].shape)}"
+    return None

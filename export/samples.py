@@ -1,0 +1,128 @@
+"""Inputs to check a program with: several sizes of its dynamic dimensions, values like those of its example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from fxslim.graph.errors import CheckError, InputError
+from fxslim.graph.program import Program
+
+__all__ = ["Sizes", "default_shapes", "draw_inputs", "example_sizes", "single_variations"]
+
+Sizes = dict[str, int]
+"""A size for every dynamic dimension, by name."""
+
+_ODD = (3, 5, 7, 11, 13)
+_MASK_ONES = 0.85
+
+
+def example_sizes(program: Program) -> Sizes:
+    """The sizes that the example inputs have."""
+    return {
+        name: tensor.shape[dim]
+        for key, tensor in zip(program.input_names, program.example_inputs, strict=True)
+        for dim, name in program.dynamic.get(key, {}).items()
+    }
+
+
+def default_shapes(program: Program) -> list[Sizes]:
+    """The example's sizes, odd ones, all ones, and larger than the example; only the first where nothing is dynamic."""
+    example = example_sizes(program)
+    if not example:
+        return [{}]
+    odd = {name: _ODD[i % len(_ODD)] for i, name in enumerate(example)}
+    candidates = [example, odd, dict.fromkeys(example, 1), {name: 2 * size + 1 for name, size in example.items()}]
+    return [sizes for i, sizes in enumerate(candidates) if sizes not in candidates[:i]]
+
+
+def single_variations(program: Program) -> list[Sizes]:
+    """The example's sizes with one dimension changed: for programs in which the dimensions depend on each other."""
+    example = example_sizes(program)
+    return [{**example, name: 2 * size + 1} for name, size in example.items()] if len(example) > 1 else []
+
+
+def draw_inputs(program: Program, sizes: Mapping[str, int], generator: torch.Generator) -> list[torch.Tensor]:
+    """Flat inputs of the given sizes, drawn like the example: integers in its range, floats with its mean and spread.
+
+    An input whose example holds only 0 and 1, mostly 1, is taken for a mask: mostly ones, and ones in front, so that no
+    row is masked altogether.
+
+    Raises:
+        InputError: a dynamic dimension has no size.
+    """
+    symbols = _symbols(program, sizes)
+    return [
+        _draw(example, _shape(node, example, program, sizes, symbols), generator)
+        for node, example in zip(program.graph.find_nodes(op="placeholder"), program.example_inputs, strict=True)
+    ]
+
+
+def _symbols(program: Program, sizes: Mapping[str, int]) -> dict[sympy.Symbol, int]:
+    """Sizes of the exporter's own symbols, so that a dimension that is a sum of others can be computed."""
+    known: dict[sympy.Symbol, int] = {}
+    for node in program.graph.find_nodes(op="placeholder"):
+        for dim, name in program.dynamic.get(node.name, {}).items():
+            symbol = _expression(node, dim)
+            if isinstance(symbol, sympy.Symbol) and name in sizes:
+                known[symbol] = sizes[name]
+    return known
+
+
+def _expression(node: fx.Node, dim: int) -> sympy.Expr | None:
+    value = node.meta.get("val")
+    size = value.shape[dim] if isinstance(value, torch.Tensor) else None
+    return size.node.expr if isinstance(size, torch.SymInt) else None
+
+
+def _shape(
+    node: fx.Node,
+    example: torch.Tensor,
+    program: Program,
+    sizes: Mapping[str, int],
+    symbols: Mapping[Any, int],
+) -> list[int]:
+    shape = list(example.shape)
+    for dim, name in program.dynamic.get(node.name, {}).items():
+        expression = _expression(node, dim)
+        if expression is not None and not expression.is_Symbol and expression.free_symbols <= symbols.keys():
+            shape[dim] = int(expression.subs(symbols))
+        elif name in sizes:
+            shape[dim] = sizes[name]
+        else:
+            raise InputError(
+                f"the dynamic dimension {name!r} of {node.name!r} has no size", remedy=f"give a size for {name!r}"
+            )
+    return shape
+
+
+def _draw(example: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    if example.is_complex():
+        raise CheckError("complex inputs cannot be drawn", remedy="hand over inputs to check with")
+    if _is_mask(example):
+        return _mask(shape, generator).to(example.dtype)
+    if example.is_floating_point():
+        wide = example.double()
+        spread = float(wide.std()) if example.numel() > 1 else 1.0
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + wide.mean()
+        return drawn.to(example.dtype)
+    if example.dtype is torch.bool:
+        return torch.rand(shape, generator=generator) < 0.5
+    low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
+    return torch.randint(min(low, 0), high + 1, tuple(shape), generator=generator, dtype=torch.int64).to(example.dtype)
+
+
+def _is_mask(example: torch.Tensor) -> bool:
+    values = example.double()
+    return bool(((values == 0) | (values == 1)).all()) and example.numel() > 0 and float(values.mean()) > 0.5
+
+
+def _mask(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    mask = torch.rand(tuple(shape), generator=generator) < _MASK_ONES
+    if mask.dim():
+        mask[..., :1] = True
+    return mask

@@ -1,0 +1,139 @@
+"""The Python API: capture, analyze, make_plan, apply, prove, save, load; export and checks come from `fxslim.export`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis, analyze
+from fxslim.graph.capture import capture
+from fxslim.graph.costs import Target
+from fxslim.graph.errors import InputError
+from fxslim.graph.program import Program
+from fxslim.graph.serialize import load, save
+from fxslim.passes.importance import Importance
+from fxslim.passes.plan import Plan
+from fxslim.passes.planner import make_plan as _make_plan
+from fxslim.passes.prove import TOLERANCE, Proof
+from fxslim.passes.prove import prove as _prove
+from fxslim.passes.prune import Prune
+from fxslim.passes.restore import Progress, Restoration, restore_weights
+
+__all__ = [
+    "Applied",
+    "analyze",
+    "apply",
+    "apply_plan",
+    "capture",
+    "load",
+    "make_plan",
+    "prove",
+    "save",
+]
+
+Calibration = Iterable[Sequence[Tensor]]
+"""Batches of flat inputs, in the order of `program.input_names` (a `fxslim.data.Batches` is one)."""
+
+Restore = Literal["least-squares", "none"]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A slim program and how its weights were restored (None where they were only sliced)."""
+
+    program: Program
+    restoration: Restoration | None
+
+
+def make_plan(
+    program: Program | Analysis,
+    keep: float | None = None,
+    *,
+    width: float | None = None,
+    of: Target = "params",
+    importance: Importance = "magnitude",
+    calibration: Calibration | None = None,
+    round_to: int = 1,
+    groups: Sequence[str] | None = None,
+    keep_fixed: Sequence[str] = (),
+    inexact: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """A plan: what remains of each group of `program`. See `fxslim.passes.planner.make_plan` for the options.
+
+    Raises:
+        InputError: an option is out of range, or a pattern matches nothing.
+        PlanError: the target cannot be met.
+    """
+    return _make_plan(
+        _analysis(program), keep, width=width, of=of, importance=importance, calibration=_listed(calibration), round_to=round_to,
+        groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def apply(
+    program: Program | Analysis,
+    plan: Plan,
+    restore: Restore | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> Program:
+    """The slim program. `restore` defaults to least squares where calibration data is given, else to plain slicing.
+
+    Raises:
+        PlanError: the plan was made for another program.
+        InputError: restoration was asked for without calibration data, or the data cannot be used.
+        VerifyError: the result does not hold what the pass promises (a defect).
+    """
+    return apply_plan(program, plan, restore, calibration, progress).program
+
+
+def apply_plan(
+    program: Program | Analysis,
+    plan: Plan,
+    restore: Restore | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> Applied:
+    """Like `apply`, with a row for every refitted weight."""
+    analysis, batches = _analysis(program), _listed(calibration)
+    if restore not in (None, "least-squares", "none"):
+        raise InputError(f"unknown restoration {restore!r}", remedy="choose least-squares or none")
+    wanted = restore == "least-squares" or (restore is None and batches is not None)
+    if not wanted:
+        return Applied(Prune(plan)(analysis).program, None)
+    if batches is None:
+        raise InputError("restoration needs calibration data", remedy="give `calibration=`, or restore='none'")
+    restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress)
+    return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration)
+
+
+def prove(
+    program: Program | Analysis, plan: Plan, inputs: Iterable[Sequence[Tensor]] | None = None, tolerance: float = TOLERANCE
+) -> Proof:
+    """The comparison of the masked original with the slim program in float64, before any restoration.
+
+    Raises:
+        CheckError: an output is not finite, so that nothing can be compared.
+        PlanError: the plan was made for another program.
+    """
+    return _prove(_analysis(program), plan, _listed(inputs), tolerance)
+
+
+def _analysis(program: Program | Analysis) -> Analysis:
+    return program if isinstance(program, Analysis) else analyze(program)
+
+
+def _listed(batches: Any) -> list[Sequence[Tensor]] | None:
+    if batches is None:
+        return None
+    listed = list(batches)
+    if not listed:
+        raise InputError("the calibration data is empty", remedy="give at least one batch")
+    return listed
+
+

@@ -1,0 +1,287 @@
+"""Hugging Face models: a directory or hub id becomes a Source. Weights are safetensors only; nothing is unpickled."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from fxslim.graph.errors import InputError
+from fxslim.sources import Source, Task
+
+__all__ = ["load_pretrained"]
+
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+)
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_TASKS: tuple[tuple[str, Task], ...] = (
+    ("ForCausalLM", "causal-lm"),
+    ("LMHeadModel", "causal-lm"),
+    ("ForMaskedLM", "masked-lm"),
+    ("ForSequenceClassification", "classification"),
+    ("ForTokenClassification", "classification"),
+    ("ForImageClassification", "image-classification"),
+    ("ForConditionalGeneration", "seq2seq"),
+    ("Model", "feature-extraction"),
+)
+_ROWS, _LENGTH, _TARGET_LENGTH = 2, 24, 20  # of the example inputs; different, so that no two sizes are mistaken
+
+
+def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype) -> Source:
+    """The Source of a Hugging Face directory or hub id, with example inputs made from its configuration.
+
+    Raises:
+        InputError: transformers is not installed, a file is missing or damaged, or the architecture is unknown.
+    """
+    transformers = _transformers()
+    directory = _directory(model)
+    config = _read_config(directory, trust_remote_code)
+    _check_weights(directory)
+    with _quiet(transformers):
+        module, notes = _load(transformers, directory, config, trust_remote_code, dtype)
+        tokenizer = _tokenizer(transformers, directory, trust_remote_code)
+    kwargs, dynamic_shapes = _example_inputs(module, str(directory), dtype)
+    return Source(
+        name=model, module=module, kwargs=kwargs, dynamic_shapes=dynamic_shapes, tokenizer=tokenizer,
+        task=_task(type(module).__name__), directory=directory, max_positions=_max_positions(module.config),
+        notes=notes,
+    )  # fmt: skip
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"Hugging Face models need the transformers library: {error}", remedy="pip install fxslim[hf]"
+        ) from error
+    return transformers
+
+
+def _directory(model: str) -> Path:
+    """The local directory, after a download where `model` is a hub id."""
+    path = Path(model).expanduser()
+    if model.strip() and path.is_dir():
+        return path
+    if not model.strip() or path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(
+            "there is no such model directory",
+            at=model or "(empty)",
+            remedy="give a Hugging Face directory or hub id, package.module:factory, a .pt2 file, or bundled:<name>",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_WANTED))
+    except Exception as error:  # the hub's client lets through whatever its transport raises
+        reason = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"there is no directory {model!r} here, and it cannot be fetched from the hub: "
+            f"{type(error).__name__}: {reason[0][:300]}",
+            at=model,
+            remedy="check the name and the network, or download the model and give its directory",
+        ) from error
+
+
+def _read_config(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError("config.json is missing", at=str(directory), remedy="give the directory that holds it")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"config.json cannot be read: {error}", at=str(path)) from error
+    if not isinstance(config, dict):
+        raise InputError("config.json does not hold an object", at=str(path))
+    if not trust_remote_code:
+        _refuse_code(config, path)
+    return config
+
+
+def _refuse_code(value: Any, path: Path) -> None:
+    """Refuses settings that have made transformers load code although remote code was off."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
+    for key, item in items:
+        kernel = "attn_implementation" in str(key) and isinstance(item, str) and "/" in item
+        if kernel or (key == "trust_remote_code" and item):
+            raise InputError(
+                f"the configuration asks for code from elsewhere: {key} = {item!r}",
+                at=str(path),
+                remedy="remove the setting, or trust the model's code with --trust-remote-code",
+            )
+        _refuse_code(item, path)
+
+
+def _check_weights(directory: Path) -> None:
+    """Every weight file is there, and its header and length are whole."""
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if single.is_file():
+        names = [single.name]
+    elif index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"the index of the weights cannot be read: {error}", at=str(index)) from error
+    else:
+        pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in directory.glob(pattern))
+        raise InputError(
+            f"only pickled weights are here ({', '.join(pickled)}), and unpickling can run any code"
+            if pickled
+            else "model.safetensors is missing",
+            at=str(directory),
+            remedy="load the model where you trust it and save it with save_pretrained(..., safe_serialization=True)"
+            if pickled
+            else "give the directory that holds the weights",
+        )
+    for name in names:
+        _check_file(directory / name)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError("a file of weights that the index names is missing", at=str(path), remedy="download it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise InputError(
+            f"the file of weights is damaged or cut off: {error}", at=str(path), remedy="download or save it again"
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the library's own warnings: what matters of them is raised as an error here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _load(
+    transformers: Any, directory: Path, raw: Mapping[str, Any], trust: bool, dtype: torch.dtype
+) -> tuple[nn.Module, tuple[str, ...]]:
+    loader = _model_class(transformers, directory, raw, trust)
+    options = {"trust_remote_code": trust, "local_files_only": True}
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, **options)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False  # a cache is another program: capture it through a factory
+        module, report = loader.from_pretrained(
+            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # the library raises many kinds for a configuration that does not fit
+        reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise InputError(
+            f"transformers cannot load the model: {type(error).__name__}: {reason[:400]}",
+            at=str(directory),
+            remedy="check that config.json and the weights belong together and that this transformers knows the model",
+        ) from error
+    for kind, what in (("missing_keys", "are missing from the file"), ("mismatched_keys", "have another shape")):
+        if keys := sorted(str(k) for k in report.get(kind, ())):
+            raise InputError(
+                f"{len(keys)} weights {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}",
+                at=str(directory),
+                remedy="give a checkpoint of this architecture: transformers would start these weights at random",
+            )
+    unused = sorted(str(k) for k in report.get("unexpected_keys", ()))
+    notes = (f"{len(unused)} weights of the file belong to no part of {type(module).__name__}",) if unused else ()
+    return module.eval(), notes
+
+
+def _model_class(transformers: Any, directory: Path, raw: Mapping[str, Any], trust: bool) -> Any:
+    """The class that config.json names; the bare model where it names none."""
+    named = raw.get("architectures") or []
+    if not named:
+        return transformers.AutoModel
+    name = str(named[0])
+    found = getattr(transformers, name, None)
+    if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    custom = [auto for auto, where in (raw.get("auto_map") or {}).items() if str(where).split(".")[-1] == name]
+    if custom and trust:
+        return getattr(transformers, custom[0], transformers.AutoModel)
+    raise InputError(
+        f"the architecture {name!r} is unknown to transformers {transformers.__version__}",
+        at=str(directory / "config.json"),
+        remedy="its code comes with the model: read it, then trust it with --trust-remote-code"
+        if custom
+        else "install a transformers that has it, or hand the model over as package.module:factory",
+    )
+
+
+def _tokenizer(transformers: Any, directory: Path, trust: bool) -> Any:
+    if not any(directory.joinpath(name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=trust, local_files_only=True)
+    except Exception as error:  # tokenizers raise plain exceptions for damaged files
+        reason = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"the tokenizer cannot be loaded: {type(error).__name__}: {reason[0][:300]}",
+            at=str(directory),
+            remedy="repair its files, or remove them and give data as arrays",
+        ) from error
+
+
+def _task(architecture: str) -> Task | None:
+    return next((task for ending, task in _TASKS if architecture.endswith(ending)), None)
+
+
+def _max_positions(config: Any) -> int | None:
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
+
+
+def _example_inputs(
+    module: nn.Module, where: str, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
+    """Inputs [2, ...] by name and their dynamic dimensions, from the model's signature and configuration."""
+    accepted = inspect.signature(module.forward).parameters
+    config: Any = module.config
+    generator = torch.Generator().manual_seed(0)
+    text, vision = "input_ids" in accepted, "pixel_values" in accepted
+    if vision and not text:
+        size = getattr(config, "image_size", None) or 224
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        shape = (_ROWS, getattr(config, "num_channels", None) or 3, height, width)
+        return {"pixel_values": torch.rand(shape, generator=generator).to(dtype)}, {"pixel_values": {0: "batch"}}
+    if not text or vision:
+        raise InputError(
+            f"{type(module).__name__} takes inputs that cannot be made up from its configuration",
+            at=where,
+            remedy="write a factory of (module, args, kwargs, dynamic_shapes) and give package.module:factory",
+        )
+    vocabulary = getattr(config, "vocab_size", None) or module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    limit = _max_positions(config) or _LENGTH
+    ids = torch.randint(0, vocabulary, (_ROWS, min(_LENGTH, limit)), generator=generator)
+    kwargs = {"input_ids": ids}
+    shapes = {"input_ids": {0: "batch", 1: "sequence"}}
+    if "attention_mask" in accepted:
+        kwargs["attention_mask"] = torch.ones_like(ids)
+        shapes["attention_mask"] = {0: "batch", 1: "sequence"}
+    if "decoder_input_ids" in accepted:
+        kwargs["decoder_input_ids"] = ids[:, : min(_TARGET_LENGTH, limit)].clone()
+        shapes["decoder_input_ids"] = {0: "batch", 1: "target_sequence"}
+    return kwargs, shapes

@@ -1,0 +1,210 @@
+"""Results on disk, whole or not at all: a directory that moves into place when complete, with a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from fxslim.graph.errors import InputError
+
+__all__ = ["MANIFEST", "OutputDirectory", "verify_manifest", "write_json_atomic", "write_text_atomic"]
+
+MANIFEST = "manifest.json"
+"""Name of the file that lists all others of a result, with their hashes."""
+
+_FORMAT = 1
+_CHUNK = 1 << 20
+
+
+class OutputDirectory:
+    """A result directory as a context manager: `with OutputDirectory("out") as directory: ...` gives the Path to fill.
+
+    The files are written beside `path` under a temporary name. When the block ends well, the manifest is written last
+    and the directory moves into place; when it raises, or is interrupted, nothing of it stays and what was at `path` is
+    as before. With `overwrite`, an earlier result at `path` is kept until the new one is whole. `facts` go into the
+    manifest.
+
+    Raises:
+        InputError: `path` is not empty (or, with `overwrite`, is no earlier result), or cannot be written to.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False, facts: dict[str, Any] | None = None) -> None:
+        self.path = Path(path).expanduser()
+        if self.path.name in ("", ".."):
+            raise InputError("this cannot be the name of a result", at=str(self.path), remedy="name a new directory")
+        self.overwrite = overwrite
+        self.facts = dict(facts or {})
+        self._temporary = self.path
+        self._previous = self.path.with_name(f".{self.path.name}.previous")
+
+    def __enter__(self) -> Path:
+        """The empty temporary directory to fill."""
+        self._recover()
+        self._refuse_occupied()
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"the result cannot be written here: {error.strerror or error}",
+                at=str(self.path),
+                remedy="choose a directory whose parent is yours to write to",
+            ) from error
+        return self._temporary
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Moves the finished directory into place, or removes it if the block raised."""
+        try:
+            if kind is None:
+                _write_manifest(self._temporary, self.facts)
+                self._move_into_place()
+        finally:  # after the move there is nothing left under the temporary name
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Finishes what a crash between the two renames of `_move_into_place` left behind."""
+        if not self._previous.is_dir():
+            return
+        if _is_free(self.path):
+            os.replace(self._previous, self.path)
+        else:
+            shutil.rmtree(self._previous)
+
+    def _refuse_occupied(self) -> None:
+        if _is_free(self.path):
+            return
+        if self.path.is_symlink() or not self.path.is_dir():
+            raise InputError(
+                "the result's name is taken by a file or a link", at=str(self.path), remedy="choose another"
+            )
+        if not self.overwrite:
+            raise InputError(
+                "the output directory is not empty", at=str(self.path), remedy="choose another, or give --overwrite"
+            )
+        if not self.path.joinpath(MANIFEST).is_file():
+            raise InputError(
+                f"the directory has no {MANIFEST}: it is no earlier result, so it is not replaced",
+                at=str(self.path),
+                remedy="choose another directory",
+            )
+
+    def _move_into_place(self) -> None:
+        # Asked again: a second run may have put its own result here since the block began.
+        self._refuse_occupied()
+        replaced = self.path.is_dir()
+        if replaced:
+            os.replace(self.path, self._previous)
+        try:
+            os.replace(self._temporary, self.path)
+        except BaseException:
+            if replaced:
+                os.replace(self._previous, self.path)
+            raise
+        _sync(self.path.parent)
+        if replaced:
+            shutil.rmtree(self._previous)
+
+
+def verify_manifest(directory: str | Path) -> list[str]:
+    """What is wrong with a result: missing, changed and unlisted files, one line each; empty if it is whole.
+
+    A missing or unreadable manifest is a problem too, so an empty list always means that every file was hashed.
+    """
+    root = Path(directory)
+    try:
+        entries = json.loads(root.joinpath(MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = {str(e["path"]): (int(e["bytes"]), str(e["sha256"])) for e in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"]
+    problems = []
+    for name, (size, digest) in sorted(listed.items()):
+        relative = PurePosixPath(name)
+        file = root / relative
+        if relative.is_absolute() or ".." in relative.parts or file.is_symlink():
+            problems.append(f"{name}: points outside the directory or is a link")
+        elif not file.is_file():
+            problems.append(f"{name}: missing")
+        elif (found := file.stat().st_size) != size:
+            problems.append(f"{name}: {found} bytes instead of {size}")
+        elif _sha256(file) != digest:
+            problems.append(f"{name}: its content has changed")
+    present = {f.relative_to(root).as_posix() for f in root.rglob("*") if not f.is_dir() or f.is_symlink()}
+    problems += [f"{name}: not listed" for name in sorted(present - {*listed, MANIFEST})]
+    return problems
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes `text` as UTF-8 so that a reader, or a crash, finds the old file or the new one and nothing between.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"the file cannot be written: {error.strerror or error}", at=str(target)) from error
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically. NaN and Inf are no JSON and raise ValueError.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _is_free(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _write_manifest(root: Path, facts: dict[str, Any]) -> None:
+    files = []
+    for file in sorted(root.rglob("*")):
+        if file.is_symlink():
+            raise InputError("a result may not hold links", at=str(file.relative_to(root)), remedy="copy the file")
+        if file.is_file():
+            _sync(file)
+            name = file.relative_to(root).as_posix()
+            files.append({"path": name, "bytes": file.stat().st_size, "sha256": _sha256(file)})
+    if not files:
+        raise InputError("a result without files is none", at=str(root))
+    write_json_atomic(root / MANIFEST, {**facts, "format": _FORMAT, "files": files})
+    _sync(root)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Asks the system to put the file or directory on the disk before its name changes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

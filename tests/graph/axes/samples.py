@@ -1,0 +1,29 @@
+"""The database of sample calls: at least one for every registered operator, the first being the canonical one."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.graph.axes import samples_linear, samples_pointwise, samples_shape
+from tests.graph.axes.oracle import Sample
+
+__all__ = ["SAMPLES", "canonical"]
+
+
+def _all() -> tuple[Sample, ...]:
+    state = torch.random.get_rng_state()
+    torch.manual_seed(20240607)
+    found = tuple(s for module in (samples_pointwise, samples_linear, samples_shape) for s in module.samples())
+    torch.random.set_rng_state(state)
+    return found
+
+
+SAMPLES: tuple[Sample, ...] = _all()
+
+
+def canonical() -> dict[str, Sample]:
+    """Operator name -> its first sample, alphabetical."""
+    first: dict[str, Sample] = {}
+    for sample in SAMPLES:
+        first.setdefault(str(sample.op), sample)
+    return dict(sorted(first.items()))

@@ -77,13 +77,13 @@ _POOLS = {
 
 @rule(*_POOLS[1], *_POOLS[2], *_POOLS[3], aten._adaptive_avg_pool2d.default)
 def pool(call: Call) -> DimRule:
-    """Pooling over the last dimensions; averages commute with every change of basis of the channels."""
+    """Pooling over the last dimensions; averages take any basis of the channels, maxima scalings."""
     (x,) = call.shapes
     name = str(call.op)
     rank = next(n for n in _POOLS if f"pool{n}d" in name)
     outer = names(len(x) - rank)
     positions, _, outputs = _spatial(rank)
-    default = Symmetry.PERMUTATION if "max" in name else Symmetry.GENERAL
+    default = Symmetry.SCALING if "max" in name else Symmetry.GENERAL
     return DimRule.parse(
         f"{text((*outer, *positions))} -> {text((*outer, *outputs))} | fixed {text((*positions, *outputs))}",
         default=default, why=WINDOW,

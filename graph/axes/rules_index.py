@@ -127,6 +127,7 @@ def diagonal(call: Call) -> DimRule:
     rest = [x for d, x in enumerate(letters) if d not in (i, j)]
     return DimRule.parse(
         f"{text(letters)} -> {text((*rest, 'z'))} | fixed {letters[i]} {letters[j]} z",
+        default=Symmetry.GENERAL,
         why="row and column are compared",
     )
 

@@ -43,9 +43,9 @@ _LINEAR = (
     aten.neg.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default,
     aten.type_as.default,
 )  # fmt: skip
-_SCALING = (aten.relu.default, aten.leaky_relu.default)
+_SCALING = (aten.relu.default, aten.leaky_relu.default, aten.abs.default)
 _NONLINEAR = (
-    aten.abs.default, aten.acos.default, aten.asin.default, aten.atan.default, aten.bitwise_not.default,
+    aten.acos.default, aten.asin.default, aten.atan.default, aten.bitwise_not.default,
     aten.ceil.default, aten.celu.default, aten.clamp.default, aten.clamp_max.default, aten.clamp_min.default,
     aten.cos.default, aten.cosh.default, aten.elu.default, aten.eq.Scalar, aten.erf.default, aten.exp.default,
     aten.exp2.default, aten.expm1.default, aten.fill.Scalar, aten.floor.default, aten.frac.default, aten.ge.Scalar,
@@ -67,9 +67,9 @@ _BINARY = (
     aten.floor_divide.default, aten.fmod.Tensor, aten.ge.Tensor, aten.gt.Tensor, aten.le.Tensor,
     aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.lt.Tensor, aten.maximum.default,
     aten.max.other, aten.minimum.default, aten.min.other, aten.ne.Tensor, aten.pow.Tensor_Tensor,
-    aten.remainder.Tensor, aten.lerp.Scalar, aten.lerp.Tensor, aten.where.self, aten.where.ScalarSelf,
+    aten.remainder.Tensor, aten.lerp.Tensor, aten.where.self, aten.where.ScalarSelf,
     aten.where.ScalarOther, aten.where.Scalar, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.copy.default,
-    aten.addcmul.default, aten.addcdiv.default, aten.clamp.Tensor, aten.div.Tensor_mode, aten.rsub.Tensor,
+    aten.addcmul.default, aten.addcdiv.default, aten.clamp.Tensor, aten.div.Tensor_mode,
     aten.fill.Tensor,
 )  # fmt: skip
 
@@ -116,7 +116,7 @@ def nonlinear_binary(call: Call) -> DimRule:
     return pointwise_rule(call, Symmetry.PERMUTATION)
 
 
-@rule(aten.add.Tensor, aten.sub.Tensor)
+@rule(aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.lerp.Scalar)
 def addition(call: Call) -> DimRule:
     """x + y commutes with every change of basis of a letter that all carry; a broadcast letter is only permuted."""
     found = pointwise_rule(call, Symmetry.GENERAL)

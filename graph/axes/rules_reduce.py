@@ -87,9 +87,9 @@ def scan(call: Call) -> DimRule:
     """Every position holds the sum of those before it."""
     (x,) = call.shapes
     dims = names(len(x))
-    return DimRule.parse(
-        f"{text(dims)} -> {text(dims)} | fixed {dims[call.dim('dim', len(x))]}", why="the order counts"
-    )
+    clause = f" | fixed {dims[call.dim('dim', len(x))]}" if x else ""
+    default = Symmetry.GENERAL if call.op is aten.cumsum.default else Symmetry.PERMUTATION
+    return DimRule.parse(f"{text(dims)} -> {text(dims)}{clause}", default=default, why="the order counts")
 
 
 @rule(aten.topk.default)
@@ -117,7 +117,9 @@ def sort(call: Call) -> DimRule:
 def triangle(call: Call) -> DimRule:
     """The last two dimensions are compared with each other."""
     dims = names(len(call.shapes[0]))
-    return DimRule.parse(f"{text(dims)} -> {text(dims)} | fixed {text(dims[-2:])}", why="row and column are compared")
+    clause = f" | fixed {text(dims[-2:])}"
+    why = "row and column are compared"
+    return DimRule.parse(f"{text(dims)} -> {text(dims)}{clause}", default=Symmetry.GENERAL, why=why)
 
 
 @rule(aten.flip.default, aten.roll.default)
@@ -126,4 +128,6 @@ def reorder(call: Call) -> DimRule:
     (x,) = call.shapes
     dims = names(len(x))
     moved = [dims[d] for d in call.dims("dims", len(x))]
-    return DimRule.parse(f"{text(dims)} -> {text(dims)} | fixed {text(moved)}", why="positions move to other positions")
+    clause = f" | fixed {text(moved)}" if moved else ""
+    why = "positions move to other positions"
+    return DimRule.parse(f"{text(dims)} -> {text(dims)}{clause}", default=Symmetry.GENERAL, why=why)

@@ -268,8 +268,8 @@ def select(call: Call) -> DimRule:
 def _slice_literals(call: Call, new: NewSizes) -> Mapping[str, Any]:
     if not _is_static(call) or "s" not in new.rule.letters() or "s" in new.rule.fixed:
         return {}
-    if int(call.arg("step")) != 1:  # a start counted from the end would move
-        return {"start": _wrap(call.arg("start") or 0, call.shapes[0][call.dim("dim", len(call.shapes[0]))])}
+    if call.arg("step") != 1:  # a start counted from the end would move
+        return {"start": _start(call)}
     start, end = new.letter("p") if "p" in new.letters else 0, call.arg("end")
     stays_open = end is None or (isinstance(end, int) and end >= 2**62)
     return {"start": start, "end": end if stays_open else start + new.letter("s")}
@@ -277,7 +277,9 @@ def _slice_literals(call: Call, new: NewSizes) -> Mapping[str, Any]:
 
 def _is_static(call: Call) -> bool:
     dim = call.dim("dim", len(call.shapes[0]))
-    return isinstance(call.shapes[0][dim], int) and isinstance(call.results[0][dim], int)
+    bounds = [call.arg(name) for name in ("start", "end", "step")]
+    computed = any(isinstance(b, fx.Node) for b in bounds)
+    return not computed and isinstance(call.shapes[0][dim], int) and isinstance(call.results[0][dim], int)
 
 
 @rule(aten.slice.Tensor, literals=_slice_literals)
@@ -285,13 +287,13 @@ def slice_(call: Call) -> DimRule:
     """A stretch of `dim`: `[p|s|q] -> s`; with a step k that divides the size, one of every k, `(s k) -> s`."""
     (shape,) = call.shapes
     letters, dim = list(names(len(shape), "d")), call.dim("dim", len(shape))
-    total, kept, step = shape[dim], call.results[0][dim], int(call.arg("step"))
+    total, kept, step = shape[dim], call.results[0][dim], call.arg("step")
     if total == kept and step == 1:
         return DimRule.parse(f"{text(letters)} -> {text(letters)}", default=GENERAL)
     out = [*letters[:dim], "s", *letters[dim + 1 :]]
     if not _is_static(call):
-        return _fixed_slice(letters, out, dim, "its bounds depend on a dynamic size")
-    start = min(max(_wrap(call.arg("start") or 0, total), 0), total)
+        return _fixed_slice(letters, out, dim, "its bounds are computed")
+    start = _start(call)
     if step != 1:
         return _strided_slice(letters, out, dim, start, step, call)
     sizes = {"p": start, "s": kept, "q": total - start - kept}
@@ -302,8 +304,10 @@ def slice_(call: Call) -> DimRule:
     )
 
 
-def _wrap(index: Any, total: Size) -> Any:
-    return index + total if index < 0 else index
+def _start(call: Call) -> Any:
+    """The first position, counted from the front and inside the dimension, which is static."""
+    total, start = call.shapes[0][call.dim("dim", len(call.shapes[0]))], call.arg("start") or 0
+    return min(max(start + total if start < 0 else start, 0), total)
 
 
 def _strided_slice(letters: list[str], out: list[str], dim: int, start: Any, step: int, call: Call) -> DimRule:
@@ -327,10 +331,10 @@ def _fixed_slice(letters: list[str], out: list[str], dim: int, why: str) -> DimR
 def pad(call: Call) -> DimRule:
     """Padded dimensions stay; the others pass. Padding of (1, -1) keeps the size and still moves the positions."""
     letters, amounts = list(names(len(call.shapes[0]))), list(call.arg("pad"))
-    padded = [any(p != 0 for p in amounts[2 * i : 2 * i + 2]) for i in range(len(letters))][
-        ::-1
-    ]  # last dimension first
+    amounts += [0] * (2 * len(letters) - len(amounts))  # two for each dimension, the last dimension first
+    padded = [amounts[2 * i] != 0 or amounts[2 * i + 1] != 0 for i in reversed(range(len(letters)))]
     out = [f"p{x}" if p else x for x, p in zip(letters, padded, strict=True)]
     fixed = [y for x, o in zip(letters, out, strict=True) if x != o for y in (x, o)]
     clause = f" | fixed {text(fixed)}" if fixed else ""
-    return DimRule.parse(f"{text(letters)} -> {text(out)}{clause}", why="the padding is a number")
+    default = GENERAL if call.arg("value") == 0 else Symmetry.PERMUTATION  # a linear map only if it pads with zeros
+    return DimRule.parse(f"{text(letters)} -> {text(out)}{clause}", default=default, why="the padding is a number")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fxslim.graph.axes.analysis import Axes, analyze_axes, find_caches
 from fxslim.graph.axes.notation import DimRule
-from fxslim.graph.axes.registry import REGISTRY, Entry
+from fxslim.graph.axes.registry import REGISTRY, Entry, lookup
 from fxslim.graph.axes.terms import Axis, expr_size
 from fxslim.graph.capture import capture
 from tests.graph.axes.tiny import Attention, Cache, FusedByView, ResidualMLP, RotaryGQA, Unknown, analysis_of
@@ -106,6 +106,17 @@ def test_fixed_letters_carry_why() -> None:
     axes = analyze_axes(capture(Scores(), (torch.randn(3, 5), torch.rand(3, 5) < 0.5)))
     call = axes.calls[node(axes, "cumsum")]
     assert call.reason("b").text == "`b` is fixed: the order counts"
+
+
+def test_a_slice_with_computed_bounds_is_fixed() -> None:
+    graph = torch.fx.Graph()
+    x, start = graph.placeholder("x"), graph.placeholder("start")
+    x.meta["val"], start.meta["val"] = torch.randn(3, 8), 2
+    call = graph.call_function(aten.slice.Tensor, (x, 1, start, 4))
+    call.meta["val"] = torch.randn(3, 2)
+    rule = lookup(call)
+    assert str(rule) == "da db -> da s | fixed db s"
+    assert rule is not None and rule.why == "its bounds are computed"
 
 
 class Symbolic(nn.Module):

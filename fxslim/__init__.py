@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 # In a source checkout `graph/`, `passes/` and `export/` lie beside this folder. An installed package has them inside;
 # this line lets `python` started in the checkout's root find them too.
@@ -10,3 +12,27 @@ if (_checkout := Path(__file__).resolve().parent.parent).joinpath("graph", "axes
     __path__.append(str(_checkout))
 
 __version__ = "0.1.0"
+
+# Where each name of the public interface comes from. Imported when first used: `fxslim --help` needs no torch.
+_EXPORTS = {
+    **dict.fromkeys(
+        ("analyze", "apply", "apply_plan", "capture", "load", "make_plan", "prove", "save"),
+        "fxslim.api",
+    ),
+    **dict.fromkeys(("check_onnx", "export_onnx", "measure_latency"), "fxslim.export"),
+    "FxslimError": "fxslim.graph.errors",
+    "Plan": "fxslim.passes.plan",
+    "Program": "fxslim.graph.program",
+    "load_batches": "fxslim.data",
+    "load_model": "fxslim.sources",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fxslim' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -82,7 +82,7 @@ def model_line(node: fx.Node) -> str | None:
         return None
     for line in reversed(trace.strip().splitlines()):
         text = line.strip()
-        if text.startswith("File "):
+        if text.startswith("File ") and "/torch/" not in text:  # the model's own line, not that of torch.nn
             path, _, rest = text.removeprefix("File ").partition(", line ")
             number, _, function = rest.partition(", ")
             return f"{path.strip(chr(34))}:{number} {function}".rstrip()

@@ -48,14 +48,15 @@ def replace_arguments(
     """`args` and `kwargs` with the arguments named in `new` replaced; -1 stays in lists of sizes."""
     if not new:
         return args, dict(kwargs)
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    names = [a.name for a in schema]
     listed = list(args)
     named = dict(kwargs)
     for name, value in new.items():
         index = names.index(name)
         if index < len(listed):
             listed[index] = _keep_open(listed[index], value)
-        else:
+        elif name in named or value != schema[index].default_value:  # writing down a default would change nothing
             named[name] = _keep_open(named.get(name), value)
     return tuple(listed), named
 

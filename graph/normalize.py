@@ -93,6 +93,21 @@ def _batch_norm(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def _squeeze(node: fx.Node) -> None:
+    """Squeezing only what has size 1 now: a dimension that is cut down to one position later must not vanish."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = source.meta["val"].shape
+    wanted = range(len(shape)) if len(node.args) == 1 else [d % max(1, len(shape)) for d in _listed(node.args[1])]
+    node.target = aten.squeeze.dims
+    node.args = (source, [d for d in wanted if isinstance(shape[d], int) and shape[d] == 1] if shape else [])
+
+
+def _listed(value: object) -> list[int]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [int(v) for v in values]  # type: ignore[call-overload]
+
+
 def _reshape(node: fx.Node) -> None:
     """A view demands strides that another kernel, precision or width need not give; a reshape does not."""
     node.target = aten.reshape.default
@@ -102,6 +117,9 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_ASSERTIONS, _erase),
     **dict.fromkeys(_IDENTITIES, _forward_input),
     aten.scaled_dot_product_attention.default: _explicit_scale,
+    aten.squeeze.default: _squeeze,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
     aten.split.Tensor: _split_sizes,

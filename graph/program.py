@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from fxslim.graph.errors import AnalysisError
@@ -157,11 +157,14 @@ class Program:
         return flat
 
     def fingerprint(self) -> str:
-        """A hash of the structure (operators, arguments, weight names and shapes), not of the weights' values."""
+        """A hash of the structure (operators, arguments, weight names and shapes), not of the weights' values.
+
+        An argument that is left out counts as its default: a saved program leaves out what a pass wrote down.
+        """
         digest = hashlib.sha256()
         index = {node: i for i, node in enumerate(self.graph.nodes)}
         for node in self.graph.nodes:
-            args = fx.map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
+            args = fx.map_arg(_all_arguments(node), lambda n: f"%{index[n]}")
             target = node.target if node.op in ("get_attr", "call_function") else ""
             digest.update(f"{node.op}|{_target_name(target)}|{args}\n".encode())
         for name in sorted(self.info):
@@ -177,6 +180,15 @@ def bind_symbols(program: Program, inputs: Sequence[Tensor]) -> dict[sympy.Symbo
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 symbols[size.node.expr] = int(actual)
     return symbols
+
+
+def _all_arguments(node: fx.Node) -> Any:
+    """The arguments of a call by name, defaults included; as they are where there is no schema."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.args, node.kwargs
+    schema = node.target._schema.arguments
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
 
 
 def _target_name(target: Any) -> str:

@@ -93,9 +93,10 @@ def _call(axes: Axes, node: fx.Node) -> None:
         return  # arithmetic on sizes
     try:
         found = lookup(node)
-    except RuleError as error:
+    except (RuleError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         found = None
-        axes.unknown.setdefault(f"{node.target} (its rule does not fit: {error.what})", []).append(node)
+        reason = getattr(error, "what", f"{type(error).__name__}: {error}")
+        axes.unknown.setdefault(f"{node.target} (its rule does not fit: {reason})", []).append(node)
     else:
         if found is None:
             axes.unknown.setdefault(str(node.target), []).append(node)

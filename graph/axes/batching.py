@@ -65,11 +65,11 @@ def _drop_unaligned(axes: Axes, call: CallAxes, candidates: dict[Axis, set[Axis]
 
 
 def _aligned(call: CallAxes, letter: str, other: Axis, atoms: dict[str, frozenset[Axis]]) -> bool:
+    if other in atoms[letter]:
+        return True  # both lie in one letter, so they move together
     carriers: set[frozenset[str]] = set()
     for dims in (*call.rule.operands, *call.rule.results):
         present = list(letters_of(dims))
         if letter in present:
             carriers.add(frozenset(x for x in present if other in atoms.get(x, ())))
-    return all(len(c) >= 1 for c in carriers) and len(carriers) == 1 and (len(next(iter(carriers))) == 1 or letter in next(iter(carriers)))
-
-
+    return len(carriers) == 1 and len(next(iter(carriers))) == 1

@@ -6,12 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import torch
-from torch import fx
-
 from fxslim.graph.axes.analysis import Axes, CallAxes, analyze_axes
 from fxslim.graph.axes.batching import batch_axes
 from fxslim.graph.axes.notation import Kind, Symmetry, letters_of
+from fxslim.graph.axes.orientation import conflicting_orientations
 from fxslim.graph.axes.roles import Role, classify, weight_like
 from fxslim.graph.axes.terms import Axis, Cat, Expr, Reason, expr_size
 from fxslim.graph.errors import AnalysisError
@@ -125,6 +123,7 @@ class _Builder:
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
         self.weight_like = weight_like(axes.program.graph)
+        self.weights = {name: axes.dims(node) for name, node in axes.program.weight_nodes().items()}
         self.sites: dict[Axis, list[tuple[str, int]]] = defaultdict(list)
         self.roles: dict[tuple[str, int, Axis], str] = {}
         self.symmetry: dict[Axis, Symmetry] = {}
@@ -140,6 +139,9 @@ class _Builder:
         for call in self.axes.calls.values():
             self._visit(call)
         self._interface()
+        for axis in conflicting_orientations(self.axes):
+            if axis in self.symmetry:
+                self.symmetry[axis] = self.symmetry[axis].meet(Symmetry.ORTHOGONAL)
         wanted = set(self.sites)
         batches = batch_axes(self.axes, wanted)
         taken: Counter[str] = Counter()
@@ -147,14 +149,13 @@ class _Builder:
             yield self._group(axis, batches[axis], taken)
 
     def _weights(self) -> None:
-        for name, node in self.axes.program.weight_nodes().items():
-            dims = self.axes.dims(node)
+        for name, dims in self.weights.items():
             for dim, expr in enumerate(dims):
                 for axis in dict.fromkeys(self.axes.terms.atoms(expr)):
                     if isinstance(axis.size, int):
                         self.sites[axis].append((name, dim))
                         self.symmetry.setdefault(axis, Symmetry.GENERAL)
-                        if _repeated(expr, axis) or sum(axis in self.axes.terms.atoms(e) for e in dims) > 1:
+                        if _repeated(expr, axis):
                             self.symmetry[axis] = self.symmetry[axis].meet(Symmetry.PAIRED)
 
     def _visit(self, call: CallAxes) -> None:
@@ -194,16 +195,18 @@ class _Builder:
             others = {x for o, d in zip(call.operands, call.rule.operands, strict=True) if o is not operand for x in letters_of(d)}
             own = set(letters_of(dims))
             sums = any(call.rule.kind(x) is Kind.REDUCE or x not in others for x in own)
-            for letter in own:
+            for letter in sorted(own):
                 consumes = call.rule.kind(letter) is Kind.REDUCE and letter in others
                 role = "consumes" if consumes else "produces" if sums and (call.rule.costs or "v" in call.rule.fixed) else "carries"
+                places = [d for d, pattern in enumerate(dims) if letter in letters_of((pattern,))]
                 for axis in atoms.get(letter, ()):
-                    for name in roots:
-                        self._set_role(name, axis, role)
+                    for name in sorted(roots):
+                        self._set_role(name, axis, role, places if operand.op == "get_attr" else None)
 
-    def _set_role(self, weight: str, axis: Axis, role: str) -> None:
+    def _set_role(self, weight: str, axis: Axis, role: str, places: list[int] | None) -> None:
+        """Notes a role for the weight's dimensions `places` (all that hold the axis where the weight is read through a view)."""
         for name, dim in self.sites.get(axis, ()):
-            if name == weight:
+            if name == weight and (places is None or dim in places):
                 old = self.roles.get((weight, dim, axis))
                 if old is None or old == "carries":
                     self.roles[(weight, dim, axis)] = role
@@ -221,7 +224,7 @@ class _Builder:
         symmetry = self.symmetry[axis]
         kind = Role.name_of(self.uses[axis], symmetry, sites, self._summed(axis), self._shared_head(axis))
         base = f"{sites[0].weight}[{sites[0].dim}]"
-        expr = self.axes.dims(self.axes.program.weight_nodes()[sites[0].weight])[sites[0].dim]
+        expr = self.weights[sites[0].weight][sites[0].dim]
         name = base if len(expr) == 1 and isinstance(expr[0], Axis) else f"{base}.{kind.replace(' ', '-')}"
         taken[name] += 1
         if taken[name] > 1:
@@ -245,14 +248,14 @@ class _Builder:
     def _shared_head(self, axis: Axis) -> bool:
         """Whether a key/value head serves several query heads: heads and heads in a group lie on one dimension."""
         for name, dim in self.sites[axis]:
-            expr = self.axes.dims(self.axes.program.weight_nodes()[name])[dim]
+            expr = self.weights[name][dim]
             heads = [f for f in expr if isinstance(f, Axis) and Role.HEADS in self.uses[f]]
             if len(heads) > 1:
                 return heads[-1] is not axis
         return False
 
     def _site(self, name: str, dim: int, axis: Axis) -> Site:
-        expr = self.axes.dims(self.axes.program.weight_nodes()[name])[dim]
+        expr = self.weights[name][dim]
         offset, stride = _offset_and_stride(expr, axis)
         role = self.roles.get((name, dim, axis), "carries")
         return Site(name, dim, role, offset, stride, layout(expr, axis))
@@ -301,8 +304,3 @@ def _offset_and_stride(expr: Expr, axis: Axis) -> tuple[int, int]:
         size = expr_size((factor,))
         stride *= size if isinstance(size, int) else 1
     return 0, 1
-
-
-def is_tensor(node: fx.Node) -> bool:
-    """Whether a node's value is one tensor."""
-    return isinstance(node.meta.get("val"), torch.Tensor)

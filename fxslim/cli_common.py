@@ -1,0 +1,210 @@
+"""What all commands share: options, errors without tracebacks, progress on standard error, JSON on standard output."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from fxslim.graph.errors import FxslimError
+
+if TYPE_CHECKING:
+    from fxslim.graph.axes.groups import Analysis
+    from fxslim.sources import Source
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFECT = 70
+"""Exit code of a defect of fxslim itself: EX_SOFTWARE of sysexits.h."""
+
+INTERRUPTED = 130
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="bundled:NAME, a Hugging Face directory or id, module:factory, a .pt2 file, or a saved slim program.",
+        show_default=False,
+    ),
+]
+Keep = Annotated[float | None, typer.Option(help="Share of all parameters (or MACs) that remains, such as 0.7.")]
+Width = Annotated[
+    float | None, typer.Option(help="Share of positions that every chosen group keeps, instead of --keep.")
+]
+Of = Annotated[Literal["params", "macs"], typer.Option(help="What --keep is a share of.")]
+ImportanceName = Annotated[
+    Literal["fasp", "magnitude", "random"] | None,
+    typer.Option(
+        help="How positions are chosen. Default: fasp with calibration text, else magnitude.", show_default=False
+    ),
+]
+Calibration = Annotated[
+    str | None, typer.Option(help="Data to choose and restore by: .txt, .jsonl, .npz, .npy, .safetensors.")
+]
+Groups = Annotated[str | None, typer.Option(help="Only these kinds or patterns of group names, separated by commas.")]
+KeepFixed = Annotated[
+    list[str] | None,
+    typer.Option(help="A pattern of groups or weights that stay whole; may be given again.", show_default=False),
+]
+Inexact = Annotated[bool, typer.Option("--inexact", help="Also cut groups whose removal changes values that stay.")]
+RoundTo = Annotated[int, typer.Option(help="Round sizes to a multiple of this: 8 or 16 is what convolutions like.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(help="Calibration rows. Default: 128 windows of text, 512 rows of arrays.", show_default=False),
+]
+Window = Annotated[
+    int | None, typer.Option(help="Tokens in a window of text. Default: what fits, at most 256.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+RestoreName = Annotated[
+    Literal["least-squares", "none"] | None,
+    typer.Option(help="How weights are restored. Default: least-squares with calibration data.", show_default=False),
+]
+Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
+Provider = Annotated[str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (fxslim doctor lists them).")]
+Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session.")]
+Dtype = Annotated[str | None, typer.Option(help="Load the weights as this type, such as float32.")]
+TrustPt2 = Annotated[
+    bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a Hugging Face model.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def debugging() -> bool:
+    """Whether FXSLIM_DEBUG asks for tracebacks."""
+    return os.environ.get("FXSLIM_DEBUG", "") not in ("", "0")
+
+
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
+    """The command with its errors as messages: exit code 2 bad input, 1 a failed check, 70 a defect, 130 Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(_fail("interrupted; nothing was left behind", INTERRUPTED)) from None
+        except FxslimError as error:
+            raise typer.Exit(_fail(f"error: {error}", error.exit_code)) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except MemoryError:
+            raise typer.Exit(
+                _fail("error: not enough memory\n  next:  fewer --samples, or a smaller --window", 2)
+            ) from None
+        except Exception as error:  # whatever is left is not the user's doing, and they must not be left guessing
+            raise typer.Exit(_fail(_defect(error), DEFECT)) from None
+
+    return run
+
+
+def _fail(text: str, code: int) -> int:
+    if debugging():
+        traceback.print_exc()
+    typer.echo(text, err=True)
+    return code
+
+
+def _defect(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return (
+        f"error: a defect of fxslim, not of your input: {type(error).__name__}: {first}\n"
+        "  next:  run it again with FXSLIM_DEBUG=1 and report the traceback"
+    )
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON document on standard output."""
+    from fxslim.report import finite
+
+    typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table that fits the terminal (80 columns where it is none). Where the last column makes it too long, that column
+    stands on a line of its own, whole, so that names can be copied."""
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
+    numbers = [bool(rows) and isinstance(rows[0][i], int) for i in range(len(header))]
+    apart = sum(widths) + 2 * (len(widths) - 1) > Console().width
+    for row in [list(header), *cells]:
+        line = [v.rjust(w) if n else v.ljust(w) for v, w, n in zip(row, widths, numbers, strict=True)]
+        if apart:
+            typer.echo("  ".join(line[:-1]).rstrip())
+            typer.echo(f"    {row[-1]}")
+        else:
+            typer.echo("  ".join(line).rstrip())
+
+
+def plain(text: str) -> str:
+    """Text in which `[0]` is no markup."""
+    return text.replace("[", "\\[")
+
+
+class Shown:
+    """A watcher that shows each step, and how far it is, on standard error while that is a terminal."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._name = ""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+        if self._bar is None:
+            return
+        if self._task is not None:
+            self._bar.update(self._task, total=1, completed=1, description=self._name)
+            self._bar.stop_task(self._task)
+        self._name = name
+        self._task = self._bar.add_task(name, total=None)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Within a step: `done` of `total` are finished, `what` comes next."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=f"{self._name} {plain(what[-40:])}")
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator[Shown]:
+    """A watcher for the time of a block."""
+    stderr = Console(stderr=True)
+    if quiet or not stderr.is_terminal:
+        yield Shown(None)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as bar:
+        yield Shown(bar)
+
+
+def split(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a list separated by commas."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def opened(
+    shown: Shown, model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None
+) -> tuple[Source, Analysis]:
+    """The model and its analysis, each a step that is shown."""
+    from fxslim.api import analyze
+    from fxslim.opening import open_model
+
+    shown.step("load")
+    source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+    shown.step("capture")
+    program = source.program
+    shown.step("analyze")
+    return source, analyze(program)

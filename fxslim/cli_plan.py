@@ -1,0 +1,186 @@
+"""`fxslim plan`, `fxslim apply` and `fxslim prove`: the steps of slimming, one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fxslim import cli_common as c
+
+if TYPE_CHECKING:
+    from fxslim.passes.plan import Plan
+    from fxslim.passes.restore import Restoration
+
+PLAN_HELP = """Decide what remains of each group, and write it as a plan that a person can read and edit.
+
+Examples:
+
+  fxslim plan bundled:opt-python --keep 0.7 -o plan.json
+
+  fxslim plan bundled:opt-python --width 0.75 --groups neurons --importance magnitude
+"""
+APPLY_HELP = """Apply a plan: OUT becomes the slim program (graph.json and safetensors), trainable and exportable.
+
+Examples:
+
+  fxslim apply bundled:opt-python plan.json -o out/slim
+
+  fxslim apply ./my-model plan.json --calibration text.txt -o out/slim
+"""
+PROVE_HELP = """Prove a plan: the slim program equals the original with the removed units masked, in float64.
+
+The exit code is 1 if it does not.
+
+Examples:
+
+  fxslim prove bundled:opt-python plan.json
+"""
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that `fxslim plan` wrote.", show_default=False)]
+
+
+@c.guarded
+def plan(
+    model: c.Model,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the plan.", show_default=False)] = None,
+    keep: c.Keep = None,
+    width: c.Width = None,
+    of: c.Of = "params",
+    importance: c.ImportanceName = None,
+    calibration: c.Calibration = None,
+    groups: c.Groups = None,
+    keep_fixed: c.KeepFixed = None,
+    inexact: c.Inexact = False,
+    round_to: c.RoundTo = 1,
+    samples: c.Samples = None,
+    window: c.Window = None,
+    seed: c.Seed = 0,
+    dtype: c.Dtype = None,
+    trust_pt2: c.TrustPt2 = False,
+    trust_remote_code: c.TrustRemoteCode = False,
+    json: c.Json = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Decide what remains of each group, and write it as a plan."""
+    from fxslim.api import make_plan
+    from fxslim.outputs import write_text_atomic
+    from fxslim.pipeline import SlimOptions, calibration_of, default_importance
+
+    SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
+    with c.watching(quiet) as shown:
+        source, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        shown.step("data")
+        data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
+        shown.step("plan")
+        made = make_plan(
+            analysis, keep, width=width, of=of, importance=importance or default_importance(data), calibration=data,
+            round_to=round_to, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed,
+            progress=shown.progress,
+        )  # fmt: skip
+    if out is not None:
+        write_text_atomic(out, made.to_json())
+    if json:
+        typer.echo(made.to_json(), nl=False)
+    else:
+        _print_plan(made)
+        typer.echo(f"written to {out}" if out is not None else "not written: give -o plan.json to keep it")
+
+
+def _print_plan(made: Plan) -> None:
+    rows = [(cut.kind, cut.size, cut.count, " x ".join(map(str, cut.batch)) or "-", cut.group) for cut in made.cuts]
+    c.print_table(("kind", "size", "kept", "in each of", "group"), rows)
+    typer.echo()
+    for name, (before, after) in made.predicted.items():
+        typer.echo(f"{name:<7} {before:>15,} -> {after:>15,}  ({after / max(before, 1):.1%})")
+    for note in made.notes:
+        typer.echo(f"note: {note}")
+
+
+@c.guarded
+def apply(
+    model: c.Model,
+    plan: PlanFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the slim program.", show_default=False)],
+    calibration: c.Calibration = None,
+    restore: c.RestoreName = None,
+    samples: c.Samples = None,
+    window: c.Window = None,
+    seed: c.Seed = 0,
+    dtype: c.Dtype = None,
+    trust_pt2: c.TrustPt2 = False,
+    trust_remote_code: c.TrustRemoteCode = False,
+    overwrite: c.Overwrite = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Apply a plan: OUT becomes the slim program."""
+    from fxslim.api import apply_plan
+    from fxslim.outputs import OutputDirectory
+    from fxslim.passes.plan import Plan
+    from fxslim.pipeline import calibration_of
+
+    chosen = Plan.load(plan)
+    with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
+        source, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        chosen.selection(analysis)  # refuses a plan of another model before anything costs time
+        data = (
+            None
+            if restore == "none"
+            else calibration_of(source, calibration, samples=samples, window=window, seed=seed)
+        )
+        shown.step("apply")
+        applied = apply_plan(analysis, chosen, restore, data, shown.progress)
+        _fill(applied.program, directory)
+    before, after = analysis.program.parameters(), applied.program.parameters()
+    typer.echo(f"{before:,} parameters -> {after:,} ({after / max(before, 1):.1%}), written to {out}")
+    typer.echo(_restored(applied.restoration))
+
+
+def _fill(program: Any, directory: Path) -> None:
+    """The files of a saved program, directly in the result's directory."""
+    from fxslim.graph.serialize import save
+
+    made = save(program, directory / "program")
+    for file in made.iterdir():
+        file.rename(directory / file.name)
+    made.rmdir()
+
+
+def _restored(restoration: Restoration | None) -> str:
+    if restoration is None:
+        return "weights were sliced, not restored: no calibration data, or --restore none"
+    refitted = sum(row.accepted for row in restoration.rows)
+    warnings = [f"warning: {text}" for text in restoration.warnings]
+    return "\n".join([f"{refitted} of {len(restoration.rows)} weights were refitted", *warnings])
+
+
+@c.guarded
+def prove(
+    model: c.Model,
+    plan: PlanFile,
+    dtype: c.Dtype = None,
+    trust_pt2: c.TrustPt2 = False,
+    trust_remote_code: c.TrustRemoteCode = False,
+    json: c.Json = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Prove a plan: the slim program equals the original with the removed units masked."""
+    from fxslim.api import prove as run
+    from fxslim.passes.plan import Plan
+    from fxslim.report import proof_facts
+
+    chosen = Plan.load(plan)
+    with c.watching(quiet) as shown:
+        _, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        shown.step("prove")
+        proof = run(analysis, chosen)
+    facts = proof_facts(proof, cut=any(cut.count < cut.size for cut in chosen.cuts))
+    if json:
+        c.print_json({"format": 1, **facts})
+    else:
+        typer.echo(str(proof))
+        for line in [*(f"inexact: {place}" for place in proof.inexact), *(f"note: {n}" for n in facts["notes"])]:
+            typer.echo(line)
+    if not proof.ok:
+        raise typer.Exit(1)

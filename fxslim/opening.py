@@ -1,0 +1,54 @@
+"""What the command line accepts as MODEL: whatever `load_model` takes, and slim programs that were saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fxslim.graph.errors import InputError
+from fxslim.graph.program import Program
+from fxslim.graph.serialize import is_saved_program, load
+from fxslim.sources import Source, load_model, refuse_bad_weights
+
+__all__ = ["SLIM", "SavedSource", "open_model", "saved_program"]
+
+SLIM = "slim"
+"""Name of the folder that holds the slim program inside a result of `fxslim slim`."""
+
+
+@dataclass(frozen=True, eq=False)
+class SavedSource(Source):
+    """A saved program. It has no tokenizer and no task: data for it are arrays."""
+
+    saved: Program | None = None
+
+    @property
+    def program(self) -> Program:  # type: ignore[override]
+        """The program as it was loaded; clone it before rewriting."""
+        assert self.saved is not None
+        return self.saved
+
+
+def saved_program(path: str | Path) -> Path | None:
+    """The directory of the saved program at `path` (such a directory, or a result of `fxslim slim`), or None."""
+    root = Path(path).expanduser()
+    return next((place for place in (root, root / SLIM) if is_saved_program(place)), None)
+
+
+def open_model(
+    model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None
+) -> Source:
+    """The Source that `model` names.
+
+    Raises:
+        InputError: nothing usable has this name, or loading it would run code that is not trusted.
+    """
+    place = saved_program(model)
+    if place is None:
+        return load_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+    if dtype is not None:
+        raise InputError("a saved program keeps its type", at=str(place), remedy="leave --dtype out")
+    program = load(place)
+    source = SavedSource(name=model, module=program.root(), saved=program)
+    refuse_bad_weights(source)
+    return source

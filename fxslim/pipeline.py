@@ -1,0 +1,312 @@
+"""The pipeline behind `fxslim slim`: a model goes in, a directory with the slim one, its proof and its report comes out."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fxslim.api import Applied, Restore, apply_plan, make_plan, prove
+from fxslim.data import Batches, load_batches
+from fxslim.evaluate import Score, evaluate
+from fxslim.export import (
+    DEFAULT_OPSET,
+    OPSETS,
+    LatencyReport,
+    OnnxFile,
+    check_onnx,
+    export_onnx,
+    measure_latency,
+    resolve_provider,
+)
+from fxslim.graph.axes.groups import Analysis, analyze
+from fxslim.graph.errors import CheckError, InputError
+from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.program import Program
+from fxslim.graph.serialize import save
+from fxslim.opening import SLIM, open_model
+from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
+from fxslim.passes.importance import Importance
+from fxslim.passes.plan import Plan
+from fxslim.report import Findings, make_report
+from fxslim.report_text import render
+from fxslim.sources import Source
+
+__all__ = ["SlimOptions", "Watcher", "calibration_of", "default_importance", "read_data", "require_provider", "slim"]
+
+TEXT_ROWS, ARRAY_ROWS = 128, 512  # calibration rows unless told: windows of text hold many positions, images few
+
+
+class Watcher:
+    """Is told what the pipeline does; this one ignores it."""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Within a step: `done` of `total` are finished, `what` comes next."""
+
+
+@dataclass(frozen=True)
+class SlimOptions:
+    """What `fxslim slim` was asked for. None means: the default that fits the model."""
+
+    model: str
+    keep: float | None = None
+    width: float | None = None
+    of: Literal["params", "macs"] = "params"
+    importance: Importance | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
+    restore: Restore | None = None
+    groups: tuple[str, ...] | None = None
+    keep_fixed: tuple[str, ...] = ()
+    inexact: bool = False
+    round_to: int = 1
+    plan: str | None = None
+    samples: int | None = None
+    window: int | None = None
+    seed: int = 0
+    opset: int = DEFAULT_OPSET
+    provider: str = "auto"
+    threads: int = 1
+    latency_seconds: float = 10.0
+    dtype: str | None = None
+    trust_pt2: bool = False
+    trust_remote_code: bool = False
+
+    def refuse_contradictions(self) -> None:
+        """Returns if the options make sense together; what only a model can tell comes later.
+
+        Raises:
+            InputError: they do not.
+        """
+        given = [n for n in ("keep", "width", "plan") if getattr(self, n) is not None]
+        if len(given) != 1:
+            said = (
+                f"{' and '.join('--' + n for n in given)} exclude each other"
+                if given
+                else "nothing says how much remains"
+            )
+            raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
+        made = ("importance", "groups", "keep_fixed", "inexact", "round_to", "of")
+        default = {f.name: f.default for f in fields(self)}
+        if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
+            names = ", ".join("--" + n.replace("_", "-") for n in idle)
+            raise InputError(
+                f"{names}: no effect on a plan that is made already", remedy="leave it out, or make a new plan"
+            )
+        if self.opset not in OPSETS:
+            raise InputError(f"opset {self.opset} is not supported", remedy=f"choose {OPSETS[0]} to {OPSETS[-1]}")
+        if self.threads < 1:
+            raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
+        if not 0 < self.latency_seconds < float("inf"):
+            raise InputError(f"--latency-seconds is {self.latency_seconds:g}", remedy="give a positive number")
+
+    def command(self, out: Path) -> str:
+        """The command line that says the same."""
+        words = ["fxslim", "slim", self.model]
+        for option in fields(self)[1:]:
+            value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
+            if value == option.default:
+                continue
+            if option.name == "keep_fixed":
+                words += [w for pattern in value for w in (flag, pattern)]
+            elif isinstance(value, bool):
+                words.append(flag)
+            else:
+                words += [flag, ",".join(value) if isinstance(value, tuple) else f"{value}"]
+        return shlex.join([*words, "-o", str(out)])
+
+
+@dataclass
+class _Run:
+    """Steps as they happen, with their times in seconds."""
+
+    watcher: Watcher
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.watcher.step(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def slim(
+    options: SlimOptions, out: str | Path, *, overwrite: bool = False, watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """The report, as it was written to `out` with everything else: ONNX file, slim program, plan, and manifest.
+
+    A failed proof or check does not raise: the directory is complete, and the report's verdict is `FAILED`.
+
+    Raises:
+        InputError: an option, the model or the data cannot be used. Nothing was written.
+        FxslimError: a step could not be done. Nothing was written.
+    """
+    options.refuse_contradictions()
+    require_provider(options.provider)
+    run, command = _Run(watcher or Watcher()), options.command(Path(out))
+    with OutputDirectory(out, overwrite=overwrite, facts={"command": command}) as directory:
+        source, analysis = _load(options, run)
+        found = _work(options, source, analysis, directory, command, run)
+        report = make_report(found)
+        _write(directory, source, found, report)
+    return report
+
+
+def _load(options: SlimOptions, run: _Run) -> tuple[Source, Analysis]:
+    with run.step("load"):
+        source = open_model(
+            options.model, trust_pt2=options.trust_pt2, trust_remote_code=options.trust_remote_code, dtype=options.dtype
+        )
+    with run.step("capture"):
+        program = source.program
+    with run.step("analyze"):
+        return source, analyze(program)
+
+
+def _work(
+    options: SlimOptions, source: Source, analysis: Analysis, directory: Path, command: str, run: _Run
+) -> Findings:
+    with run.step("data"):
+        calibration = calibration_of(
+            source, options.calibration, samples=options.samples, window=options.window, seed=options.seed
+        )
+        evaluation = read_data(source, options.evaluation or source.evaluation, window=options.window)
+        _refuse_unscorable(source, evaluation)
+    with run.step("plan"):
+        plan = _plan(options, analysis, calibration, run)
+        plan.selection(analysis)  # refuses a plan of another model before anything costs time
+    with run.step("prove"):
+        proof = prove(analysis, plan)
+    with run.step("apply"):
+        applied = apply_plan(analysis, plan, options.restore, calibration, run.watcher.progress)
+    with run.step("evaluate"):
+        scores = None if evaluation is None else _scores(analysis.program, applied.program, evaluation, source)
+    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
+        before, after = Path(scratch) / "original.onnx", directory / "model.onnx"
+        with run.step("export"):
+            files = export_onnx(analysis.program, before, opset=options.opset), _export(applied, after, options.opset)
+        with run.step("check"):
+            check = check_onnx(
+                applied.program, after, original=analysis.program, provider=options.provider, seed=options.seed,
+                threads=options.threads,
+            )  # fmt: skip
+        with run.step("latency"):
+            latency, shapes = _latency(
+                options, analysis.program, applied.program, before, after, evaluation or calibration
+            )
+    return Findings(
+        source.name, source.task, command, analysis, plan, proof, applied, calibration, evaluation, scores, files, check,
+        latency, shapes, run.seconds, source.notes,
+    )  # fmt: skip
+
+
+def _export(applied: Applied, path: Path, opset: int) -> OnnxFile:
+    return export_onnx(applied.program, path, opset=opset)
+
+
+def require_provider(provider: str) -> None:
+    """Returns if the execution provider can be used; asked before the work, not after it.
+
+    Raises:
+        InputError: there is no such provider here.
+    """
+    try:
+        resolve_provider(provider)
+    except CheckError as error:
+        raise InputError(error.what, at=error.at, rule=error.rule, remedy=error.remedy) from error
+
+
+def calibration_of(
+    source: Source, data: str | None, *, samples: int | None, window: int | None, seed: int
+) -> Batches | None:
+    """The calibration batches: of `data`, else those that came with the model, else None.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    path = data or source.calibration
+    if path is None:
+        return None
+    if samples is None:
+        samples = TEXT_ROWS if Path(path).suffix in (".txt", ".jsonl") else ARRAY_ROWS
+    return load_batches(path, source, limit=samples, window=window, seed=seed)
+
+
+def read_data(source: Source, data: str | Path | None, *, window: int | None) -> Batches | None:
+    """All batches of `data`, or None without any."""
+    return None if data is None else load_batches(data, source, window=window)
+
+
+def _refuse_unscorable(source: Source, evaluation: Batches | None) -> None:
+    """Said before the work: data without labels cannot score a classifier."""
+    if evaluation is not None and source.task != "causal-lm" and evaluation.labels is None:
+        raise InputError(
+            f"a model for {source.task or 'an unknown task'} is scored by labels, and the data has none",
+            at=evaluation.source,
+            remedy="give arrays (.npz or .safetensors) with `labels`, or leave --evaluation out",
+        )
+
+
+def default_importance(calibration: Batches | None) -> Importance:
+    """FASP for text, which it was made for; magnitudes for all else: on the bundled image model they do better."""
+    return "fasp" if calibration is not None and calibration.tokens else "magnitude"
+
+
+def _plan(options: SlimOptions, analysis: Analysis, calibration: Batches | None, run: _Run) -> Plan:
+    if options.plan is not None:
+        return Plan.load(options.plan)
+    return make_plan(
+        analysis, options.keep, width=options.width, of=options.of,
+        importance=options.importance or default_importance(calibration), calibration=calibration,
+        round_to=options.round_to, groups=options.groups, keep_fixed=options.keep_fixed, inexact=options.inexact,
+        seed=options.seed, progress=run.watcher.progress,
+    )  # fmt: skip
+
+
+def _scores(original: Program, small: Program, evaluation: Batches, source: Source) -> tuple[Score, Score]:
+    def score(program: Program) -> Score:
+        return evaluate(Evaluator(program).run, evaluation, source.task, output_names=program.output_names)
+
+    return score(original), score(small)
+
+
+def _latency(
+    options: SlimOptions, original: Program, small: Program, before: Path, after: Path, data: Batches | None
+) -> tuple[LatencyReport, dict[str, list[int]]]:
+    inputs = _timed_inputs(original, small, data)
+    report = measure_latency(
+        {"original": before, "slim": after}, inputs, provider=options.provider, threads=options.threads,
+        seconds_budget=options.latency_seconds, seed=options.seed,
+    )  # fmt: skip
+    return report, {n: list(t.shape) for n, t in zip(original.input_names, inputs["original"], strict=True)}
+
+
+def _timed_inputs(original: Program, small: Program, data: Batches | None) -> dict[str, tuple[Tensor, ...]]:
+    """One row of real data where every input is a batch, else each program's example inputs (caches may differ)."""
+    same = all(a.shape == b.shape for a, b in zip(original.example_inputs, small.example_inputs, strict=True))
+    batched = all(0 in original.dynamic.get(name, {}) for name in original.input_names)
+    if data is None or not same or not batched:
+        return {"original": original.example_inputs, "slim": small.example_inputs}
+    row = tuple(t[:1].contiguous() for t in data.inputs[0])
+    return {"original": row, "slim": row}
+
+
+def _write(directory: Path, source: Source, found: Findings, report: dict[str, Any]) -> None:
+    save(found.applied.program, directory / SLIM)
+    write_text_atomic(directory / "plan.json", found.plan.to_json())
+    write_json_atomic(directory / "report.json", report)
+    write_text_atomic(directory / "report.md", render(report))
+    for file in source.companions:
+        shutil.copyfile(file, directory / file.name)

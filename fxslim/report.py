@@ -1,0 +1,199 @@
+"""The report: one JSON document with everything that a run found out; `report_text` prints it for people."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import fxslim
+from fxslim.api import Applied
+from fxslim.data import Batches
+from fxslim.evaluate import Score
+from fxslim.export import LatencyReport, OnnxCheck, OnnxFile
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.costs import CostModel
+from fxslim.passes.plan import Plan
+from fxslim.passes.prove import Proof
+
+__all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versions"]
+
+FORMAT = 1
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run of the pipeline made and measured. Sizes of files are bytes."""
+
+    source: str
+    task: str | None
+    command: str
+    analysis: Analysis
+    plan: Plan
+    proof: Proof
+    applied: Applied
+    calibration: Batches | None
+    evaluation: Batches | None
+    scores: tuple[Score, Score] | None  # original, slim
+    files: tuple[OnnxFile, OnnxFile]  # original, slim
+    check: OnnxCheck
+    latency: LatencyReport
+    latency_shapes: dict[str, list[int]]
+    seconds: dict[str, float]  # by step
+    notes: tuple[str, ...] = ()
+
+
+def make_report(found: Findings) -> dict[str, Any]:
+    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed."""
+    passed = found.proof.ok and found.check.ok
+    report = {
+        "format": FORMAT,
+        "verdict": "ok" if passed else "FAILED",
+        "failures": _failures(found),
+        "model": {"name": found.source, "task": found.task},
+        "command": found.command,
+        "costs": _costs(found),
+        "quality": _quality(found),
+        "groups": _groups(found),
+        "restoration": _restoration(found.applied),
+        "proof": proof_facts(found.proof, cut=_cuts_anything(found.plan)),
+        "parity": found.check.to_dict(),
+        "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes},
+        "fixed": _fixed(found.analysis),
+        "unknown_operators": found.analysis.unknown_ops,
+        "plan": {"options": dict(found.plan.options), "notes": list(found.plan.notes)},
+        "data": {"calibration": _data(found.calibration), "evaluation": _data(found.evaluation)},
+        "onnx": {"original": found.files[0].to_dict(), "slim": found.files[1].to_dict()},
+        "notes": list(found.notes),
+        "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
+        "versions": versions(),
+    }
+    cleaned: dict[str, Any] = finite(report)
+    return cleaned
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with None for every number that JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decided the result, by name; packages that are missing are left out."""
+    found = {"fxslim": fxslim.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def proof_facts(proof: Proof, *, cut: bool) -> dict[str, Any]:
+    """A proof as JSON values. `cut` says whether the plan removes anything: if so, masking must have an effect."""
+    notes = []
+    if cut and proof.effect == 0:
+        notes.append("masking the removed units changed no output on these inputs, so that agreement proves little")
+    return {
+        "ok": proof.ok,
+        "exact": proof.exact,
+        "error": proof.max_error,
+        "tolerance": proof.tolerance,
+        "effect": proof.effect,
+        "outputs": [asdict(o) for o in proof.outputs],
+        "inexact": list(proof.inexact),
+        "notes": notes,
+    }
+
+
+def _cuts_anything(plan: Plan) -> bool:
+    return any(c.count < c.size for c in plan.cuts)
+
+
+def _failures(found: Findings) -> list[str]:
+    failures = [f"ONNX: {text}" for text in found.check.failures]
+    if not found.proof.ok:
+        first = f"proof: the slim program differs from the masked original by {found.proof.max_error:.1e} (relative)"
+        failures.insert(0, f"{first}, {found.proof.tolerance:.0e} is allowed")
+    return failures
+
+
+def _costs(found: Findings) -> dict[str, list[int]]:
+    original, slim = found.files
+    before = CostModel(found.analysis.axes)
+    predicted = found.plan.predicted
+    slim_program = found.applied.program
+    return {
+        "params": [found.analysis.program.parameters(), slim_program.parameters()],
+        "macs": list(predicted.get("macs") or [before.macs(), _macs_after(found)]),
+        "initializer_bytes": [original.initializer_bytes, slim.initializer_bytes],
+        "file_bytes": [original.file_bytes, slim.file_bytes],
+    }
+
+
+def _macs_after(found: Findings) -> int:
+    """For plans that a person wrote: counted again from what the plan keeps."""
+    cut = {found.analysis.group(c.group).axis: c.count for c in found.plan.cuts}
+    return CostModel(found.analysis.axes).macs(cut)
+
+
+def _quality(found: Findings) -> dict[str, Any] | None:
+    if found.scores is None:
+        return None
+    before, after = found.scores
+    return {
+        "name": before.name, "higher_is_better": before.higher_is_better, "count": before.count,
+        "before": before.value, "after": after.value,
+    }  # fmt: skip
+
+
+def _groups(found: Findings) -> list[dict[str, Any]]:
+    """The groups that were cut, in the order of the model."""
+    cuts = {c.group: c for c in found.plan.cuts}
+    rows = []
+    for group in found.analysis.prunable:
+        if (cut := cuts.get(group.name)) is not None:
+            rows.append(
+                {"group": group.name, "kind": group.kind, "size": cut.size, "kept": cut.count, "batch": list(cut.batch),
+                 "exact": group.exact, "symmetry": str(group.symmetry)}
+            )  # fmt: skip
+    return rows
+
+
+def _restoration(applied: Applied) -> dict[str, Any] | None:
+    if applied.restoration is None:
+        return None
+    return {
+        "rows": [asdict(row) for row in applied.restoration.rows],
+        "warnings": list(applied.restoration.warnings),
+    }
+
+
+def _fixed(analysis: Analysis) -> list[dict[str, Any]]:
+    """Reasons for which groups are fixed, the most frequent first, each with how many groups and one example."""
+    reasons: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for group in analysis.groups:
+        if group.fixed is not None:
+            text = group.fixed.text
+            reasons[text] += 1
+            example.setdefault(text, group.name)
+    return [{"reason": text, "groups": n, "example": example[text]} for text, n in reasons.most_common()]
+
+
+def _data(batches: Batches | None) -> dict[str, Any] | None:
+    if batches is None:
+        return None
+    return {
+        "description": batches.description, "rows": batches.rows, "tokens": batches.tokens, "sha256": batches.sha256
+    }  # fmt: skip

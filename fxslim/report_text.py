@@ -1,0 +1,216 @@
+"""The report for people: Markdown from the JSON document, nothing else, so that the two cannot disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["headline", "render"]
+
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def headline(report: dict[str, Any]) -> list[str]:
+    """The verdict in a few lines: smaller by, faster by or not, quality, proof, parity."""
+    costs, latency = report["costs"], report["latency"]
+    proof, parity = report["proof"], report["parity"]
+    lines = [
+        f"{_smaller(costs['params'], 'parameters')}, {_smaller(costs['macs'], 'MACs')}, "
+        f"{_smaller(costs['file_bytes'], 'bytes of ONNX')}",
+        f"{latency['verdict']} on {latency['provider']}, {_count(latency['threads'], 'thread')}",
+        _quality_line(report["quality"]),
+        _proof_line(proof),
+        ("the ONNX file computes what the slim program computes" if parity["ok"] else "the ONNX file FAILED its check")
+        + f", on {parity['provider']} at {_count(_runs(parity), 'run')}",
+    ]
+    return lines
+
+
+def render(report: dict[str, Any]) -> str:
+    """The whole report as Markdown."""
+    sections = [
+        [f"# {report['model']['name']}: {report['verdict']}"],
+        [f"- {line}" for line in headline(report)],
+        _bullets("Failures", report["failures"]),
+        _costs(report["costs"]),
+        _groups(report["groups"]),
+        _restoration(report["restoration"]),
+        _proof(report["proof"]),
+        _parity(report["parity"]),
+        _latency(report["latency"]),
+        _fixed(report),
+        _bullets("Notes", [*report["notes"], *report["plan"]["notes"]]),
+        _data(report["data"]),
+        _origin(report),
+    ]
+    return "\n\n".join("\n".join(s) for s in sections if s) + "\n"
+
+
+def _smaller(pair: Sequence[int], what: str) -> str:
+    before, after = pair
+    if before == after or not before:
+        return f"as many {what}"
+    change = abs(1 - after / before)
+    return f"{change:.1%} {'fewer' if after < before else 'MORE'} {what}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _runs(parity: dict[str, Any]) -> int:
+    return sum(1 for s in parity["shapes"] if s["outputs"])
+
+
+def _quality_line(quality: dict[str, Any] | None) -> str:
+    if quality is None:
+        return "quality was not measured: no evaluation data"
+    return f"{quality['name']} {_number(quality['before'])} -> {_number(quality['after'])} over {quality['count']:,} predictions"
+
+
+def _proof_line(proof: dict[str, Any]) -> str:
+    verdict = "proven equal to the masked original" if proof["ok"] else "NOT PROVEN equal to the masked original"
+    places = len(proof["inexact"])
+    scope = "exact" if proof["exact"] else f"inexact: crosses {_count(places, 'tied place')}"
+    return f"{verdict} before restoration: relative error {_number(proof['error'])} ({scope})"
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:.4g}" if abs(value) < 1e5 and (abs(value) >= 1e-3 or value == 0) else f"{value:.1e}"
+
+
+def _size(value: int) -> str:
+    return next((f"{value / scale:.2f} {unit}" for unit, scale in _UNITS if value >= scale), f"{value} B")
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(_cell(v) for v in row) + " |" for row in rows]
+
+
+def _bullets(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {line}" for line in lines)] if lines else []
+
+
+def _costs(costs: dict[str, list[int]]) -> list[str]:
+    def row(name: str, key: str, text: Any) -> tuple[str, str, str, str]:
+        before, after = costs[key]
+        return name, text(before), text(after), f"{after / before:.1%}" if before else "-"
+
+    rows = [
+        row("parameters", "params", "{:,}".format),
+        row("multiply-accumulates (example inputs)", "macs", "{:,}".format),
+        row("weights in ONNX", "initializer_bytes", _size),
+        row("ONNX file", "file_bytes", _size),
+    ]
+    return ["## Size", "", *_table(("", "original", "slim", "kept"), rows)]
+
+
+def _groups(groups: list[dict[str, Any]]) -> list[str]:
+    if not groups:
+        return ["## Groups", "", "Nothing was cut."]
+    rows = [
+        (g["group"], g["kind"], g["size"], f"{g['kept']}{_each(g['batch'])}", "yes" if g["exact"] else "no")
+        for g in groups
+    ]
+    return ["## Groups that were cut", "", *_table(("group", "kind", "size", "kept", "exact"), rows)]
+
+
+def _each(batch: list[int]) -> str:
+    return f" in each of {' x '.join(map(str, batch))}" if batch else ""
+
+
+def _restoration(restoration: dict[str, Any] | None) -> list[str]:
+    if restoration is None:
+        return ["## Restoration", "", "None: the weights were sliced and left as they were."]
+    rows = [
+        (r["weight"], f"{r['kept']} of {r['columns']}", _number(r["before"]), _number(r["after"]),
+         "yes" if r["accepted"] else f"no: {r['reason']}")
+        for r in restoration["rows"]
+    ]  # fmt: skip
+    about = "Least squares; residuals are squared, relative to the output, on calibration data that was held out."
+    table = _table(("weight", "columns kept", "residual sliced", "residual refitted", "accepted"), rows)
+    return ["## Restoration", "", about, "", *table, *_tail(restoration["warnings"])]
+
+
+def _tail(lines: Sequence[str]) -> list[str]:
+    return ["", *(f"- {line}" for line in lines)] if lines else []
+
+
+def _proof(proof: dict[str, Any]) -> list[str]:
+    about = (
+        "Before restoration, in float64: the slim program against the original with the removed units masked. "
+        f"Relative errors up to {_number(proof['tolerance'])} are rounding."
+    )
+    rows = [(o["name"], _number(o["error"]), _number(o["effect"])) for o in proof["outputs"]]
+    table = _table(("output", "error", "change that masking makes"), rows)
+    places = [f"inexact: {text}" for text in proof["inexact"]]
+    return ["## Proof", "", about, "", *table, *_tail([*places, *proof["notes"]])]
+
+
+def _parity(parity: dict[str, Any]) -> list[str]:
+    rows = list(_parity_rows(parity["shapes"]))
+    about = (
+        f"The slim program in PyTorch against its ONNX file on {parity['provider']}, judged by float64 "
+        f"(tolerance `{parity['tolerance']['name']}`). Nodes: "
+        + ", ".join(f"{name} {n}" for name, n in parity["nodes_by_provider"].items()) + "."
+    )  # fmt: skip
+    table = _table(("sizes", "output", "largest difference", "rms error", "allowed", "ok"), rows)
+    off = [f"not on {parity['provider']}: {text}" for text in parity["off_provider"]]
+    drift = [f"original against slim, output {q['name']}: {_drift(q)}" for q in parity["quality"]]
+    return ["## Parity of the ONNX file", "", about, "", *table, *_tail([*off, *parity["notes"], *drift])]
+
+
+def _parity_rows(shapes: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for shape in shapes:
+        sizes = ", ".join(f"{k} {v}" for k, v in shape["sizes"].items()) or "fixed"
+        for o in shape["outputs"]:
+            numbers = (_number(o["max_abs"]), _number(o["rmse"]), _number(o["allowed"]))
+            yield sizes, o["name"], *numbers, "yes" if o["ok"] else f"NO: {o['problem']}"
+        if not shape["outputs"]:
+            yield sizes, "-", "-", "-", "-", shape["failure"] or f"did not run: {shape['not_applicable']}"
+
+
+def _drift(quality: dict[str, Any]) -> str:
+    return quality["not_comparable"] or f"rms distance {_number(quality['relative'])} of the original's rms"
+
+
+def _latency(latency: dict[str, Any]) -> list[str]:
+    def interval(r: dict[str, float]) -> str:
+        return f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+
+    rows = [(name, f"{ms:.3f} ms") for name, ms in latency["median_ms"].items()]
+    rows.append(("original / slim, 95 % interval", interval(latency["ratio"])))
+    rows.append(("control: original / original", interval(latency["control"])))
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in latency["shapes"].items())
+    about = (
+        f"{latency['verdict']}. {latency['provider']}, {_count(latency['threads'], 'thread')}, {shapes}; interleaved, "
+        f"{latency['rounds']} rounds in {latency['seconds']:.0f} s, denormals flushed in both."
+    )
+    return ["## Latency", "", about, "", *_table(("", "median"), rows)]
+
+
+def _fixed(report: dict[str, Any]) -> list[str]:
+    rows = [(f["groups"], f["reason"], f["example"]) for f in report["fixed"][:10]]
+    lines = ["## What stays fixed, and why", ""]
+    lines += _table(("groups", "reason", "for example"), rows) if rows else ["No group is fixed."]
+    unknown = ", ".join(f"{name} x{n}" for name, n in report["unknown_operators"].items()) or "none"
+    return [*lines, "", f"Operators without a rule: {unknown}."]
+
+
+def _data(data: dict[str, Any]) -> list[str]:
+    rows = [(name, d["description"], d["sha256"][:12]) for name, d in data.items() if d is not None]
+    return ["## Data", "", *_table(("use", "what", "sha256"), rows)] if rows else ["## Data", "", "None."]
+
+
+def _origin(report: dict[str, Any]) -> list[str]:
+    used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
+    return ["## How to get this again", "", f"    {report['command']}", "", f"Versions: {used}.", "", f"Time: {times}."]

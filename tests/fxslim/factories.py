@@ -1,0 +1,57 @@
+"""Models that the command line is tested with: `tests.fxslim.factories:classifier`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+CLASSIFIER = "tests.fxslim.factories:classifier"
+OTHER = "tests.fxslim.factories:wider"
+BROKEN = "tests.fxslim.factories:broken"
+FEATURES, CLASSES = 8, 3
+
+
+class Classifier(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.head = nn.Linear(hidden, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+def made(hidden: int) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    return Classifier(hidden), (torch.randn(2, FEATURES),), None, ({0: "batch"},)
+
+
+def classifier() -> tuple[Any, ...]:
+    return made(32)
+
+
+def wider() -> tuple[Any, ...]:
+    return made(48)
+
+
+def broken() -> tuple[Any, ...]:
+    model, *rest = made(32)
+    with torch.no_grad():
+        model.first.weight[0, 0] = float("nan")
+    return model, *rest
+
+
+def write_data(path: Path, rows: int = 64, *, labels: bool = True) -> Path:
+    """Inputs, and as labels what the classifier itself answers: its accuracy is 1."""
+    model, *_ = classifier()
+    x = torch.randn(rows, FEATURES)
+    with torch.no_grad():
+        answers = model(x).argmax(-1)
+    arrays = {"x": x.numpy()} | ({"labels": answers.numpy()} if labels else {})
+    np.savez(path, **arrays)
+    return path

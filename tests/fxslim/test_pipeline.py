@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fxslim import pipeline
+from fxslim.cli import app
+from fxslim.graph.errors import InputError
+from fxslim.graph.evaluate import Evaluator
+from fxslim.opening import open_model, saved_program
+from fxslim.outputs import verify_manifest
+from fxslim.pipeline import SlimOptions, Watcher, default_importance, slim
+from fxslim.sources import load_model
+from tests.fxslim.factories import CLASSIFIER, FEATURES, write_data
+
+STEPS = ["load", "capture", "analyze", "data", "plan", "prove", "apply", "evaluate", "export", "check", "latency"]
+
+
+class Recorder(Watcher):
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_data(tmp_path_factory.mktemp("data") / "data.npz"))
+
+
+def test_the_steps_in_order_and_a_whole_result(data: str, tmp_path: Path) -> None:
+    watcher = Recorder()
+    options = SlimOptions(CLASSIFIER, width=0.5, calibration=data, latency_seconds=0.1)
+    report = slim(options, tmp_path / "out", watcher=watcher)
+    assert watcher.steps == STEPS and list(report["seconds"]) == STEPS
+    assert report["quality"] is None  # nothing to measure it on: it says so instead of inventing a number
+    assert verify_manifest(tmp_path / "out") == []
+
+
+def test_the_saved_program_computes_what_the_report_measured(data: str, tmp_path: Path) -> None:
+    slim(SlimOptions(CLASSIFIER, width=0.5, calibration=data, latency_seconds=0.1), tmp_path / "out")
+    program = open_model(str(tmp_path / "out")).program
+    module = program.module()
+    x = torch.randn(3, FEATURES)
+    assert torch.equal(module(x), Evaluator(program).run([x])[0])
+    assert module.first.weight.shape == (16, FEATURES)
+
+
+def test_the_original_is_left_as_it_was(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = load_model(CLASSIFIER)
+    before = {name: tensor.clone() for name, tensor in source.program.weights.items()}
+    fingerprint = source.program.fingerprint()
+    monkeypatch.setattr(pipeline, "open_model", lambda *args, **kwargs: source)
+    slim(SlimOptions(CLASSIFIER, width=0.5, calibration=data, latency_seconds=0.1), tmp_path / "out")
+    assert source.program.fingerprint() == fingerprint
+    assert all(torch.equal(source.program.weights[name], tensor) for name, tensor in before.items())
+
+
+def test_a_step_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "measure_latency", fail)
+    with pytest.raises(KeyboardInterrupt):
+        slim(SlimOptions(CLASSIFIER, width=0.5), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SlimOptions(CLASSIFIER, keep=0.5, groups=("neurons",), keep_fixed=("a*", "b"), inexact=True, round_to=8, seed=3),
+        SlimOptions("a model", width=0.25, of="macs", calibration="some data.npz", trust_pt2=True, latency_seconds=2.5),
+    ],
+)
+def test_the_command_says_what_was_asked(options: SlimOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[SlimOptions] = []
+
+    def record(given: SlimOptions, *args: Any, **kwargs: Any) -> None:
+        seen.append(given)
+        raise InputError("enough")
+
+    monkeypatch.setattr(pipeline, "slim", record)
+    words = shlex.split(options.command(Path("out dir")))
+    assert words[0] == "fxslim"
+    CliRunner().invoke(app, words[1:])
+    assert seen == [options]
+
+
+def test_the_default_importance(data: str) -> None:
+    batches = pipeline.read_data(load_model(CLASSIFIER), data, window=None)
+    assert default_importance(batches) == default_importance(None) == "magnitude"
+
+
+def test_the_default_importance_of_text(tiny_opt: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 60)
+    assert default_importance(pipeline.read_data(load_model(str(tiny_opt)), text, window=16)) == "fasp"
+
+
+def test_a_saved_program_is_found_in_a_result(tmp_path: Path) -> None:
+    assert saved_program(tmp_path) is None
+    (tmp_path / "slim").mkdir()
+    (tmp_path / "slim" / "graph.json").write_text("{}")
+    assert saved_program(tmp_path) == tmp_path / "slim" == saved_program(tmp_path / "slim")
+
+
+def test_a_saved_program_keeps_its_type(tmp_path: Path) -> None:
+    (tmp_path / "graph.json").write_text("{}")
+    with pytest.raises(InputError, match="keeps its type"):
+        open_model(str(tmp_path), dtype="float16")

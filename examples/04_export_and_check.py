@@ -12,10 +12,18 @@ from torch import nn
 import fxslim
 
 
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(256, 1024), nn.Linear(1024, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.nn.functional.gelu(self.up(x)))
+
+
 def main(seconds: float = 3.0) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
-    program = fxslim.capture(model, (torch.randn(4, 256),), dynamic_shapes=({0: "batch"},))
+    program = fxslim.capture(Perceptron(), (torch.randn(4, 256),), dynamic_shapes=({0: "batch"},))
     slim = fxslim.apply(program, fxslim.make_plan(program, width=0.5, round_to=16))
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -31,7 +39,9 @@ def main(seconds: float = 3.0) -> None:
         print("the file computes what the program computes:", check.ok)
         assert check.ok, check.failures
 
-        latency = fxslim.measure_latency({"original": before, "slim": after}, program.example_inputs, seconds_budget=seconds)
+        latency = fxslim.measure_latency(
+            {"original": before, "slim": after}, program.example_inputs, seconds_budget=seconds
+        )
         print(latency.verdict)  # it may say "not faster": that is a result too
 
         fxslim.save(slim, Path(scratch) / "slim")  # graph.json and safetensors, no pickle

@@ -58,7 +58,7 @@ Inexact = Annotated[bool, typer.Option("--inexact", help="Also cut groups whose 
 RoundTo = Annotated[int, typer.Option(help="Round sizes to a multiple of this: 8 or 16 is what convolutions like.")]
 Samples = Annotated[
     int | None,
-    typer.Option(help="Calibration rows. Default: 128 windows of text, 512 rows of arrays.", show_default=False),
+    typer.Option(help="Calibration rows. Default: 64 windows of text, 512 rows of arrays.", show_default=False),
 ]
 Window = Annotated[
     int | None, typer.Option(help="Tokens in a window of text. Default: what fits, at most 256.", show_default=False)
@@ -134,7 +134,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table that fits the terminal (80 columns where it is none). Where the last column makes it too long, that column
+    """A table that fits the terminal (80 columns where it is none). Where the last column makes it too long, it
     stands on a line of its own, whole, so that names can be copied."""
     cells = [[str(value) for value in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]

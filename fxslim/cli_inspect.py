@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +111,8 @@ def _print_groups(analysis: Analysis, listed: list[Group]) -> None:
     typer.echo("may be cut: " + (", ".join(f"{n} {kind}" for kind, n in counts.most_common()) or "nothing"))
     typer.echo(f"fixed:      {fixed} groups" + ("" if any(g.fixed for g in listed) else " (--all lists them)"))
     typer.echo(
-        f"parameters: {analysis.program.parameters():,}, of which {prunable_share(analysis):.1%} lie on an axis that may be cut"
+        f"parameters: {analysis.program.parameters():,}, "
+        f"of which {prunable_share(analysis):.1%} lie on an axis that may be cut"
     )
     unknown = ", ".join(f"{name} x{n}" for name, n in analysis.unknown_ops.items())
     typer.echo(f"operators without a rule: {unknown or 'none'}")
@@ -152,7 +154,8 @@ def doctor(json: c.Json = False, quiet: c.Quiet = False) -> None:
     if json:
         c.print_json({"format": 1, "ok": all(f.ok for f in findings), "findings": [vars(f) for f in findings]})
     else:
-        rows = [(f.state, f.name, f.text) for f in findings]
-        c.print_table(("", "what", "found"), rows)
+        for finding in findings:
+            lead = f"{finding.state:<8} {finding.name:<13} "
+            typer.echo(textwrap.fill(lead + finding.text, 80, subsequent_indent=" " * len(lead)))
     if not all(f.ok for f in findings):
         raise typer.Exit(1)

@@ -22,7 +22,7 @@ Examples:
 """
 CHECK_HELP = """Check an ONNX file against the program it was made from, or a result of `fxslim slim` as a whole.
 
-With one argument, that is a result: every file is compared with its manifest, then model.onnx with the program in slim/.
+With one argument, that is a result: every file is compared with its manifest, then model.onnx with slim/.
 The exit code is 1 if anything differs.
 
 Examples:

@@ -65,7 +65,8 @@ def slim(
     from fxslim.report_text import headline
 
     options = SlimOptions(
-        model=model, keep=keep, width=width, of=of, importance=importance, calibration=calibration, evaluation=evaluation,
+        model=model, keep=keep, width=width, of=of, importance=importance, calibration=calibration,
+        evaluation=evaluation,
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, seed=seed, opset=opset, provider=provider, threads=threads,
         latency_seconds=latency_seconds, dtype=dtype, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from packaging.version import Version
 from torch import nn
 
 from fxslim.api import analyze, apply, capture, make_plan, prove
@@ -62,7 +62,7 @@ _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunt
 
 
 def examine() -> list[Finding]:
-    """Findings on versions, advisories, ONNX Runtime and its providers, and a run of the whole pipeline in miniature."""
+    """Findings on versions, advisories, ONNX Runtime and its providers, and a tiny run end to end."""
     return [*(_package(need) for need in _NEEDS), _runtime(), _providers(), _attempt("self test", _self_test)]
 
 
@@ -73,6 +73,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a version: (2, 13, 0) of `2.13.0+cpu`."""
+    return tuple(int(n) for n in re.findall(r"\d+", text.partition("+")[0])[:3])
+
+
 def _package(need: _Need) -> Finding:
     found = _version(need.package)
     if found is None:
@@ -81,7 +86,7 @@ def _package(need: _Need) -> Finding:
         return Finding(
             need.package, "warning", f"not installed; Hugging Face models need it: pip install fxslim[{need.extra}]"
         )
-    if need.safe is not None and Version(found) < Version(need.safe):
+    if need.safe is not None and _release(found) < _release(need.safe):
         state = "failed" if need.needed else "warning"
         return Finding(need.package, state, f"{found} is older than {need.safe} ({need.advisories})")
     return Finding(need.package, "ok", found)

@@ -23,7 +23,7 @@ class SavedSource(Source):
     saved: Program | None = None
 
     @property
-    def program(self) -> Program:  # type: ignore[override]
+    def program(self) -> Program:
         """The program as it was loaded; clone it before rewriting."""
         assert self.saved is not None
         return self.saved

@@ -1,4 +1,4 @@
-"""The pipeline behind `fxslim slim`: a model goes in, a directory with the slim one, its proof and its report comes out."""
+"""The pipeline behind `fxslim slim`: from a model to a directory with the slim one, its proof and its report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -40,19 +40,38 @@ from fxslim.report import Findings, make_report
 from fxslim.report_text import render
 from fxslim.sources import Source
 
-__all__ = ["SlimOptions", "Watcher", "calibration_of", "default_importance", "read_data", "require_provider", "slim"]
+__all__ = [
+    "SlimOptions",
+    "Unwatched",
+    "Watcher",
+    "calibration_of",
+    "default_importance",
+    "read_data",
+    "require_provider",
+    "slim",
+]
 
-TEXT_ROWS, ARRAY_ROWS = 128, 512  # calibration rows unless told: windows of text hold many positions, images few
+TEXT_ROWS, ARRAY_ROWS = 64, 512  # calibration rows unless told: windows of text hold many positions, images few
 
 
-class Watcher:
-    """Is told what the pipeline does; this one ignores it."""
+class Watcher(Protocol):
+    """Is told what the pipeline does."""
 
     def step(self, name: str) -> None:
         """A step begins."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Within a step: `done` of `total` are finished, `what` comes next."""
+
+
+class Unwatched:
+    """A watcher that shows nothing."""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Within a step."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +174,7 @@ def slim(
     """
     options.refuse_contradictions()
     require_provider(options.provider)
-    run, command = _Run(watcher or Watcher()), options.command(Path(out))
+    run, command = _Run(watcher or Unwatched()), options.command(Path(out))
     with OutputDirectory(out, overwrite=overwrite, facts={"command": command}) as directory:
         source, analysis = _load(options, run)
         found = _work(options, source, analysis, directory, command, run)
@@ -207,8 +226,8 @@ def _work(
                 options, analysis.program, applied.program, before, after, evaluation or calibration
             )
     return Findings(
-        source.name, source.task, command, analysis, plan, proof, applied, calibration, evaluation, scores, files, check,
-        latency, shapes, run.seconds, source.notes,
+        source.name, source.task, command, analysis, plan, proof, applied, calibration, evaluation, scores, files,
+        check, latency, shapes, run.seconds, source.notes,
     )  # fmt: skip
 
 

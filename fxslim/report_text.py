@@ -15,7 +15,7 @@ def headline(report: dict[str, Any]) -> list[str]:
     """The verdict in a few lines: smaller by, faster by or not, quality, proof, parity."""
     costs, latency = report["costs"], report["latency"]
     proof, parity = report["proof"], report["parity"]
-    lines = [
+    return [
         f"{_smaller(costs['params'], 'parameters')}, {_smaller(costs['macs'], 'MACs')}, "
         f"{_smaller(costs['file_bytes'], 'bytes of ONNX')}",
         f"{latency['verdict']} on {latency['provider']}, {_count(latency['threads'], 'thread')}",
@@ -24,7 +24,6 @@ def headline(report: dict[str, Any]) -> list[str]:
         ("the ONNX file computes what the slim program computes" if parity["ok"] else "the ONNX file FAILED its check")
         + f", on {parity['provider']} at {_count(_runs(parity), 'run')}",
     ]
-    return lines
 
 
 def render(report: dict[str, Any]) -> str:
@@ -66,7 +65,8 @@ def _runs(parity: dict[str, Any]) -> int:
 def _quality_line(quality: dict[str, Any] | None) -> str:
     if quality is None:
         return "quality was not measured: no evaluation data"
-    return f"{quality['name']} {_number(quality['before'])} -> {_number(quality['after'])} over {quality['count']:,} predictions"
+    change = f"{_number(quality['before'])} -> {_number(quality['after'])}"
+    return f"{quality['name']} {change} over {quality['count']:,} predictions"
 
 
 def _proof_line(proof: dict[str, Any]) -> str:
@@ -191,8 +191,8 @@ def _latency(latency: dict[str, Any]) -> list[str]:
     rows.append(("control: original / original", interval(latency["control"])))
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in latency["shapes"].items())
     about = (
-        f"{latency['verdict']}. {latency['provider']}, {_count(latency['threads'], 'thread')}, {shapes}; interleaved, "
-        f"{latency['rounds']} rounds in {latency['seconds']:.0f} s, denormals flushed in both."
+        f"{latency['verdict']}. {latency['provider']}, {_count(latency['threads'], 'thread')}, inputs {shapes}; "
+        f"interleaved, {latency['rounds']} rounds in {latency['seconds']:.0f} s, denormals flushed in both."
     )
     return ["## Latency", "", about, "", *_table(("", "median"), rows)]
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from fxslim.graph.axes.analysis import Axes
-from fxslim.graph.axes.select import sized
-from fxslim.graph.axes.terms import Axis, Expr, Size
+from fxslim.graph.axes.terms import Axis, Expr
 from fxslim.graph.program import bind_symbols
 
 __all__ = ["CostModel", "Target"]
@@ -20,6 +19,7 @@ class CostModel:
 
     def __init__(self, axes: Axes) -> None:
         self._symbols = bind_symbols(axes.program, axes.program.example_inputs)
+        self._numbers: dict[Axis, int] = {}
         nodes = axes.program.weight_nodes()
         info = axes.program.info
         self._weights = {name: axes.dims(node) for name, node in nodes.items() if info[name].trainable}
@@ -50,8 +50,20 @@ class CostModel:
     def _product(self, dims: tuple[Expr, ...], counts: Mapping[Axis, int] | None) -> int:
         total = 1
         for expr in dims:
-            total *= self._number(sized(expr, counts or {}))
+            total *= self._count(expr, counts or {})
         return total
 
-    def _number(self, size: Size) -> int:
-        return size if isinstance(size, int) else int(size.subs(self._symbols))
+    def _count(self, expr: Expr, counts: Mapping[Axis, int]) -> int:
+        """The size of a dimension as a number. Budgets ask for it many thousand times: no symbols are handled here twice."""
+        total = 1
+        for factor in expr:
+            if isinstance(factor, Axis):
+                total *= counts[factor] if factor in counts else self._whole(factor)
+            else:
+                total *= sum(self._count(part, counts) for part in factor.parts)
+        return total
+
+    def _whole(self, axis: Axis) -> int:
+        if axis not in self._numbers:
+            self._numbers[axis] = axis.size if isinstance(axis.size, int) else int(axis.size.subs(self._symbols))
+        return self._numbers[axis]

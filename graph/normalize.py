@@ -111,6 +111,9 @@ def _listed(value: object) -> list[int]:
 def _reshape(node: fx.Node) -> None:
     """A view demands strides that another kernel, precision or width need not give; a reshape does not."""
     node.target = aten.reshape.default
+    sizes = zip(node.args[1], node.meta["val"].shape, strict=True)  # type: ignore[arg-type]
+    # An inferred size that is known is written down, so that a program and its saved copy are the same graph.
+    node.args = (node.args[0], [new if old == -1 and isinstance(new, int) else old for old, new in sizes])
 
 
 _HANDLERS: dict[object, Callable[[fx.Node], None]] = {

@@ -48,7 +48,7 @@ def magnitude(analysis: Analysis, group: Group) -> Tensor:
 
 def random(group: Group, seed: int) -> Tensor:
     """Uniform numbers that depend on the seed and the group's name alone: [*batch, size] float64."""
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(group.name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {group.name}".encode()))  # it reads 32 bits only
     return torch.rand([int(a.size) for a in (*group.batch, group.axis)], generator=generator, dtype=torch.float64)
 
 

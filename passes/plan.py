@@ -77,6 +77,8 @@ class Plan:
         kept: dict[Any, Kept] = {}
         for cut in self.cuts:
             group = _find(analysis, cut)
+            if [c.group for c in self.cuts].count(cut.group) > 1:
+                raise PlanError(f"the plan cuts {cut.group!r} twice", remedy="keep one of the entries")
             if cut.count < cut.size:
                 kept[group.axis] = Kept(group.batch if cut.batch else (), cut.mask())
         return Selection(kept)
@@ -139,11 +141,19 @@ def _find(analysis: Analysis, cut: Cut) -> Group:
     return group
 
 
+def _holds_truth(positions: Any) -> bool:
+    """Whether true or false stands among the positions: for Python, and so for torch, they are 1 and 0."""
+    return isinstance(positions, bool) or (isinstance(positions, tuple) and any(_holds_truth(p) for p in positions))
+
+
 def _check_positions(cut: Cut) -> None:
     try:
-        index = torch.tensor(cut.kept, dtype=torch.long).reshape(*cut.batch, cut.count)
+        index = torch.tensor(cut.kept)  # not of a given type: 1.5 would silently become 1
+        if index.numel() and index.dtype is not torch.long or _holds_truth(cut.kept):
+            raise TypeError("positions are whole numbers")
+        index = index.long().reshape(*cut.batch, cut.count)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise PlanError(f"{cut.group}: `kept` must hold {cut.count} positions for each of {cut.batch or 'one'}") from error
+        raise PlanError(f"{cut.group}: `kept` must hold {cut.count} positions (whole numbers) for each of {cut.batch or 'one'}") from error
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= cut.size):
         raise PlanError(f"{cut.group}: kept positions must lie in 0..{cut.size - 1}")
     if bool((index[..., 1:] <= index[..., :-1]).any()):

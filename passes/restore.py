@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.errors import InputError
-from fxslim.graph.evaluate import MaskedEvaluator
+from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import ColumnScores
 from fxslim.passes.refit import Refit, refit
@@ -21,6 +23,7 @@ __all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "restore_weights"]
 
 FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+Upstream = Literal["both", "compressed"]
 HELD_OUT_EVERY = 8  # one batch in so many judges the refits
 
 
@@ -57,8 +60,12 @@ def restore_weights(
     *,
     chooser: ColumnScores | None = None,
     progress: Progress | None = None,
+    upstream: Upstream = "both",
 ) -> Restoration:
     """Least-squares refits of all consumers of the selection, in graph order, each seeing the upstream as restored so far.
+
+    The second moments are those of the compressed upstream plus those of the original one: the former alone let a refit follow the
+    errors that its upstream makes on the calibration data (`upstream="compressed"`; benchmarks/results/quality.md has both).
 
     A `chooser` adds to the selection on the way: the positions of a group are chosen when its first consumer is met.
 
@@ -68,7 +75,7 @@ def restore_weights(
     if not batches:
         raise InputError("restoration needs calibration data, which is empty", remedy="give at least one batch")
     evaluator = MaskedEvaluator(analysis.axes, selection)
-    walk = CalibrationWalk(evaluator, batches)
+    walk = CalibrationWalk(evaluator, batches, Evaluator(analysis.program) if upstream == "both" else None)
     consumers, refused = find_consumers(analysis.axes, None if chooser is not None else selection)
     if chooser is not None:
         consumers, refused = chooser.consumers, []
@@ -84,11 +91,12 @@ def restore_weights(
         train, held_out = _split(walk, consumer)
         result = _refit(analysis, evaluator.selection, consumer, train, held_out)
         _store(analysis, consumer, result, evaluator, weights)
-        rows.append(_row(consumer, evaluator.selection, result))
-        if result.tokens < FEW_TOKENS * result.columns:
+        tokens = result.tokens // walk.passes
+        rows.append(_row(consumer, evaluator.selection, result, tokens))
+        if tokens < FEW_TOKENS * result.columns:
             warnings.append(
-                f"{consumer.weight}: {result.tokens} calibration tokens for {result.columns} columns "
-                f"(ratio {result.tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
+                f"{consumer.weight}: {tokens} calibration tokens for {result.columns} columns "
+                f"(ratio {tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
             )
     return Restoration(weights, tuple(rows), tuple(warnings), evaluator.selection)
 
@@ -96,11 +104,12 @@ def restore_weights(
 def _split(walk: CalibrationWalk, consumer: Consumer) -> tuple[SecondMoment, SecondMoment]:
     """Second moments of the training and of the held-out part. Whole batches are held out; of a single batch, every eighth row."""
     values = list(walk.values(consumer.source))
-    if len(values) == 1:
-        columns = consumer.columns(values[0])
+    batches = len(values) // walk.passes
+    if batches == 1:
+        columns = torch.cat([consumer.columns(value) for value in values], dim=1)
         held = (columns.new_ones(columns.shape[1]).cumsum(0) % HELD_OUT_EVERY == 0).bool()
         return SecondMoment.of(columns[:, ~held]), SecondMoment.of(columns[:, held])
-    count = max(1, len(values) // HELD_OUT_EVERY)
+    count = max(1, batches // HELD_OUT_EVERY) * walk.passes
     moments = [SecondMoment.of(consumer.columns(value)) for value in values]
     return reduce(SecondMoment.__add__, moments[:-count]), reduce(SecondMoment.__add__, moments[-count:])
 
@@ -128,9 +137,9 @@ def _store(
         evaluator.set_weight(consumer.bias, weights[consumer.bias])
 
 
-def _row(consumer: Consumer, selection: Selection, result: Refit) -> RestoredConsumer:
+def _row(consumer: Consumer, selection: Selection, result: Refit, tokens: int) -> RestoredConsumer:
     kept = consumer.kept_columns(selection)
     return RestoredConsumer(
-        consumer.node.name, consumer.weight, kept.shape[1], int(kept.sum(1).max()), result.tokens, result.accepted,
+        consumer.node.name, consumer.weight, kept.shape[1], int(kept.sum(1).max()), tokens, result.accepted,
         result.ridge, result.before, result.after, result.reason,
     )  # fmt: skip

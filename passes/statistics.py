@@ -46,36 +46,47 @@ class SecondMoment:
 
 
 class CalibrationWalk:
-    """Runs a program over all calibration batches up to a given node."""
+    """Runs a program over all calibration batches up to a given node.
 
-    def __init__(self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]]) -> None:
+    With a `companion` (another evaluator of the same program) every batch runs through both, and statistics are taken over both.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]], companion: Evaluator | None = None
+    ) -> None:
         if not batches:
             raise InputError("the calibration data is empty", remedy="give at least one batch")
         self.evaluator = evaluator
-        self._environments = [evaluator.bind(batch) for batch in batches]
+        self._evaluators = [evaluator] if companion is None else [evaluator, companion]
+        self._runs = [(e, e.bind(batch)) for batch in batches for e in self._evaluators]
         self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
         self._position = 0
+
+    @property
+    def passes(self) -> int:
+        """How many evaluators every batch runs through: the values of a batch follow each other."""
+        return len(self._evaluators)
 
     def advance_to(self, node: fx.Node) -> None:
         """Evaluates everything before `node`, batch by batch."""
         target = self._index[node]
         segment = self._nodes[self._position : target]
-        for environment in self._environments:
-            self.evaluator.advance(environment, segment)
+        for evaluator, environment in self._runs:
+            evaluator.advance(environment, segment)
         self._position = max(self._position, target)
 
     def values(self, node: fx.Node) -> Iterator[Tensor]:
-        """The value of `node` in every batch.
+        """The value of `node` in every batch, from each evaluator.
 
         Raises:
             InputError: a value is not finite: the calibration data or the model overflows.
         """
-        for number, environment in enumerate(self._environments):
+        for number, (_, environment) in enumerate(self._runs):
             value = environment[node]
             if not bool(torch.isfinite(value).all()):
                 raise InputError(
-                    f"the activation {node.name!r} is not finite for calibration batch {number}",
+                    f"the activation {node.name!r} is not finite for calibration batch {number // self.passes}",
                     remedy="check the calibration data for NaN or extreme values",
                 )
             yield value

@@ -1,7 +1,8 @@
 """Selections: which positions of which axes remain, and what that means for a tensor.
 
 A selection of an axis may differ for each position of its *batch* axes (other value dimensions in every head); the count is the
-same for all, so shapes stay rectangular and the kept elements of a tensor are simply those under a mask, in order.
+same for all, so shapes stay rectangular. The kept elements of a tensor are those under a mask: in their order where a batch axis is
+major to the selected one, else each at the place that its rank among the kept of its row gives it.
 """
 
 from __future__ import annotations
@@ -134,17 +135,77 @@ class Selection:
         shape = [_number(self.size(e), symbols) if e else tensor.shape[i] for i, e in enumerate(dims)]
         involved = [i for i in range(mask.dim()) if mask.shape[i] != 1]
         if len(involved) == 1:
-            return tensor.index_select(involved[0], mask.flatten().nonzero().flatten().to(tensor.device))
-        return tensor[mask.to(tensor.device).expand(tensor.shape)].reshape(shape)
+            index = mask.flatten().nonzero().flatten()
+            if self._varies(dims):
+                index = index[self._place(involved[0], dims, symbols).flatten()[index].argsort()]
+            return tensor.index_select(involved[0], index.to(tensor.device))
+        values = tensor[mask.to(tensor.device).expand(tensor.shape)]
+        if self._varies(dims):
+            values = torch.empty_like(values).index_copy_(0, self._places(mask, dims, symbols).to(tensor.device), values)
+        return values.reshape(shape)
 
     def put(self, values: Tensor, full: Tensor, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None = None) -> Tensor:
         """`full` with its remaining elements replaced by `values` (the inverse of `take`)."""
         mask = self.mask(dims, symbols)
         if mask is None:
             return values
+        flat = values.reshape(-1)
+        if self._varies(dims):
+            flat = flat[self._places(mask.expand(full.shape), dims, symbols).to(flat.device)]
         result = full.clone()
-        result[mask.to(full.device).expand(full.shape)] = values.reshape(-1)
+        result[mask.to(full.device).expand(full.shape)] = flat
         return result
+
+    def _varies(self, dims: Sequence[Expr]) -> bool:
+        """Whether a selection that differs by batch position lies on the dimensions: kept elements then need not be in order."""
+        return any(Selection({axis: kept}).touches(dims) for axis, kept in self.kept.items() if kept.batch)
+
+    def _places(self, mask: Tensor, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None) -> Tensor:
+        """For every element under a mask of the full shape, in order, its flat position in the smaller tensor."""
+        shape = [_number(expr_size(e), symbols) if e else mask.shape[i] for i, e in enumerate(dims)]
+        total = torch.zeros([1] * len(dims), dtype=torch.long)
+        for dim, expr in enumerate(dims):
+            total = total * _number(self.size(expr), symbols) + self._place(dim, dims, symbols)
+        full = mask.expand(shape)
+        return total.expand(shape)[full.to(total.device)]
+
+    def _place(self, dim: int, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None) -> Tensor:
+        """Where the positions of a dimension lie in the smaller tensor, broadcastable to the full one; meaningless for removed."""
+        coords = [coordinates(e, symbols) if e else {} for e in dims]
+        index = torch.arange(_number(expr_size(dims[dim]), symbols))
+        return self._renumber(dims[dim], index, torch.ones_like(index, dtype=torch.bool), dim, coords, symbols)
+
+    def _renumber(
+        self, expr: Expr, index: Tensor, valid: Tensor, dim: int, coords: list[dict[Axis, list[Tensor]]],
+        symbols: Mapping[sympy.Symbol, int] | None,
+    ) -> Tensor:  # fmt: skip
+        total, stride, small_stride = torch.zeros([1] * len(coords), dtype=torch.long), 1, 1
+        for factor in reversed(expr):
+            size = _number(factor_size(factor), symbols)
+            local = index.div(stride, rounding_mode="floor") % size
+            if isinstance(factor, Axis):
+                new = self._rank(factor, torch.where(valid, local, -1), dim, coords)
+            else:
+                new = torch.zeros([1] * len(coords), dtype=torch.long)
+                start = small_start = 0
+                for part in factor.parts:
+                    length = _number(expr_size(part), symbols)
+                    inside = valid & (local >= start) & (local < start + length)
+                    moved = self._renumber(part, local - start, inside, dim, coords, symbols) + small_start
+                    new = torch.where(_along((dim, inside), len(coords)), moved, new)
+                    start, small_start = start + length, small_start + _number(self.size(part), symbols)
+            total = total + new * small_stride
+            stride, small_stride = stride * size, small_stride * _number(self.size((factor,)), symbols)
+        return total
+
+    def _rank(self, axis: Axis, occurrence: Tensor, dim: int, coords: list[dict[Axis, list[Tensor]]]) -> Tensor:
+        """How many positions before this one remain, in its batch row."""
+        rank, kept = len(coords), self.kept.get(axis)
+        own = _along((dim, occurrence), rank).clamp(min=0)
+        if kept is None:
+            return own
+        index = [_along(self._batch_coordinate(b, dim, occurrence, coords), rank).clamp(min=0) for b in kept.batch]
+        return (kept.mask.to(occurrence.device).long().cumsum(-1) - 1)[(*index, own)]
 
 
 def sized(expr: Expr, counts: Mapping[Axis, int]) -> Size:

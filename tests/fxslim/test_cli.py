@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from fxslim import cli_slim, pipeline
+from fxslim import doctor, pipeline
 from fxslim.cli import app
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
 from tests.fxslim.factories import BROKEN, CLASSIFIER, OTHER, write_data
 
-Cli = Callable[..., Result]
 FAST = ("--latency-seconds", "0.1")
 LINE = 80  # columns of a terminal that nobody widened
 
@@ -300,7 +299,7 @@ def test_usage_errors_are_2() -> None:
 
 
 @pytest.fixture
-def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException], Result]]:
+def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], Result]:
     def raised(error: BaseException) -> Result:
         def fail(*args: Any, **kwargs: Any) -> None:
             raise error
@@ -308,8 +307,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
         monkeypatch.setattr(pipeline, "slim", fail)
         return run("slim", CLASSIFIER, "--keep", "0.5", "-o", "never")
 
-    assert cli_slim.slim is not None
-    yield raised
+    return raised
 
 
 def test_a_defect_says_that_it_is_one(raising: Callable[[BaseException], Result]) -> None:
@@ -329,7 +327,9 @@ def test_debug_shows_the_traceback() -> None:
     assert result.exit_code == 2 and "Traceback" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["slim", "groups", "explain", "plan", "apply", "prove", "export", "check", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["slim", "groups", "explain", "plan", "apply", "prove", "export", "check", "doctor"]
+)
 def test_help_has_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0 and f"fxslim {command}" in result.stdout
@@ -349,3 +349,13 @@ def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert [p.name for p in tmp_path.iterdir() if "fxslim" in p.name or "out" in p.name] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "state"), [("2.13.0+cpu", "ok"), ("2.10.0", "ok"), ("2.9.1", "failed"), (None, "missing")]
+)
+def test_the_doctor_knows_old_versions(found: str | None, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: found if package == "torch" else "99.0")
+    torch_finding = next(f for f in doctor.examine() if f.name == "torch")
+    assert torch_finding.state == state
+    assert torch_finding.ok == (state == "ok")

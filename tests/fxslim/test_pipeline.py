@@ -14,14 +14,14 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.opening import open_model, saved_program
 from fxslim.outputs import verify_manifest
-from fxslim.pipeline import SlimOptions, Watcher, default_importance, slim
+from fxslim.pipeline import SlimOptions, Unwatched, default_importance, slim
 from fxslim.sources import load_model
 from tests.fxslim.factories import CLASSIFIER, FEATURES, write_data
 
 STEPS = ["load", "capture", "analyze", "data", "plan", "prove", "apply", "evaluate", "export", "check", "latency"]
 
 
-class Recorder(Watcher):
+class Recorder(Unwatched):
     def __init__(self) -> None:
         self.steps: list[str] = []
 
@@ -75,7 +75,9 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "options",
     [
-        SlimOptions(CLASSIFIER, keep=0.5, groups=("neurons",), keep_fixed=("a*", "b"), inexact=True, round_to=8, seed=3),
+        SlimOptions(
+            CLASSIFIER, keep=0.5, groups=("neurons",), keep_fixed=("a*", "b"), inexact=True, round_to=8, seed=3
+        ),
         SlimOptions("a model", width=0.25, of="macs", calibration="some data.npz", trust_pt2=True, latency_seconds=2.5),
     ],
 )

@@ -34,7 +34,14 @@ def test_the_verdict_comes_first(report: dict[str, Any]) -> None:
 
 def test_it_holds_every_section(report: dict[str, Any]) -> None:
     text = render(report)
-    for word in ("first.weight[0]", "residual refitted", "control", "Operators without a rule: none", "onnxruntime", "batch 5"):
+    for word in (
+        "first.weight[0]",
+        "residual refitted",
+        "control",
+        "Operators without a rule: none",
+        "onnxruntime",
+        "batch 5",
+    ):
         assert word in text
     assert report["command"] in text
 

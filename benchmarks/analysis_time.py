@@ -1,6 +1,6 @@
 """Analysis time against depth: ResNets, and GPT-2 XL's shape captured on the meta device. Capture is not counted.
 
-    python benchmarks/analysis_time.py [--out FILE]
+python benchmarks/analysis_time.py [--out FILE]
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def main() -> None:
     for name, make in cases.items():
         program = make()
         seconds, nodes = fastest(program), len(program.graph.nodes)
-        lines.append(f"| {name} | {nodes} | {len(analyze(program).groups)} | {seconds:.2f} | {1e6 * seconds / nodes:.0f} |")
+        lines.append(
+            f"| {name} | {nodes} | {len(analyze(program).groups)} | {seconds:.2f} | {1e6 * seconds / nodes:.0f} |"
+        )
         print(lines[-1], flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

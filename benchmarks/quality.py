@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py MODEL_DIR --widths 0.8 0.7 0.5 [--windows 96] [--out FILE]
 
-MODEL_DIR is a Hugging Face directory with `calib.txt` and `valid.txt`. Protocol: non-overlapping windows of 256 tokens, mean
-cross-entropy over all predicted tokens; 64 calibration windows of calib.txt drawn without replacement.
+MODEL_DIR is a Hugging Face directory with `calib.txt` and `valid.txt`. Protocol: non-overlapping windows of 256
+tokens, mean cross-entropy over all predicted tokens; 64 calibration windows of calib.txt drawn without replacement.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ def main() -> None:
     for width in options.widths:
         for seed in options.seeds:
             calibration = load_batches(
-                options.model / "calib.txt", source, window=WINDOW, limit=options.calibration_windows, batch_size=8, seed=seed
+                options.model / "calib.txt",
+                source,
+                window=WINDOW,
+                limit=options.calibration_windows,
+                batch_size=8,
+                seed=seed,
             )
             start = time.perf_counter()
             plan = make_plan(analysis, width=width, importance="fasp", calibration=calibration)
@@ -65,7 +70,9 @@ def main() -> None:
             print(lines[-1], flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n\n" + "\n".join(lines) + "\n")
+        options.out.write_text(
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads\n\n" + "\n".join(lines) + "\n"
+        )
 
 
 if __name__ == "__main__":

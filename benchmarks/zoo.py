@@ -2,7 +2,8 @@
 
     python benchmarks/zoo.py [--width 0.5] [--only opt llama] [--out benchmarks/results/zoo.md]
 
-Small configurations with random weights; torchvision and timm are used where they are installed and named as missing where not.
+Small configurations with random weights; torchvision and timm are used where they are installed and named as missing
+where not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from torch import nn
 from fxslim.api import analyze, apply, capture, make_plan, prove
 from fxslim.export import check_onnx, export_onnx
 
-SMALL = {"vocab_size": 100, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 64}
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]
 
 

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # Where each name of the public interface comes from. Imported when first used: `fxslim --help` needs no torch.
 _EXPORTS = {
     **dict.fromkeys(
-        ("analyze", "apply", "apply_plan", "capture", "load", "make_plan", "prove", "save"),
+        ("analyze", "apply", "apply_plan", "capture", "compress", "load", "make_plan", "prove", "save"),
         "fxslim.api",
     ),
     **dict.fromkeys(("check_onnx", "export_onnx", "measure_latency"), "fxslim.export"),

@@ -1,4 +1,5 @@
-"""The Python API: capture, analyze, make_plan, apply, prove, save, load; export and checks come from `fxslim.export`."""
+"""The Python API: capture, analyze, make_plan, apply, prove, save, load; export and checks come from
+`fxslim.export`."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from fxslim.graph.serialize import load, save
 from fxslim.passes.importance import Importance
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import make_plan as _make_plan
+from fxslim.passes.planner import plan_and_restore
 from fxslim.passes.prove import TOLERANCE, Proof
 from fxslim.passes.prove import prove as _prove
 from fxslim.passes.prune import Prune
@@ -28,6 +30,7 @@ __all__ = [
     "apply",
     "apply_plan",
     "capture",
+    "compress",
     "load",
     "make_plan",
     "prove",
@@ -70,8 +73,8 @@ def make_plan(
         PlanError: the target cannot be met.
     """
     return _make_plan(
-        _analysis(program), keep, width=width, of=of, importance=importance, calibration=_listed(calibration), round_to=round_to,
-        groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
+        _analysis(program), keep, width=width, of=of, importance=importance, calibration=_listed(calibration),
+        round_to=round_to, groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
     )  # fmt: skip
 
 
@@ -112,8 +115,43 @@ def apply_plan(
     return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration)
 
 
+def compress(
+    program: Program | Analysis,
+    keep: float | None = None,
+    *,
+    width: float | None = None,
+    of: Target = "params",
+    importance: Importance = "magnitude",
+    restore: Restore | None = None,
+    calibration: Calibration | None = None,
+    round_to: int = 1,
+    groups: Sequence[str] | None = None,
+    keep_fixed: Sequence[str] = (),
+    inexact: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Plan, Applied]:
+    """A plan and what it makes of the program: `make_plan` and `apply_plan` in one, with one walk over the calibration
+    data where column scores choose and least squares restore.
+
+    Raises:
+        InputError, PlanError, VerifyError: as `make_plan` and `apply` do.
+    """
+    analysis, batches = _analysis(program), _listed(calibration)
+    plan, restoration = plan_and_restore(
+        analysis, keep, width=width, of=of, importance=importance, calibration=batches, round_to=round_to,
+        groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
+    )  # fmt: skip
+    if restoration is not None and restore in (None, "least-squares"):
+        return plan, Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration)
+    return plan, apply_plan(analysis, plan, restore, batches, progress)
+
+
 def prove(
-    program: Program | Analysis, plan: Plan, inputs: Iterable[Sequence[Tensor]] | None = None, tolerance: float = TOLERANCE
+    program: Program | Analysis,
+    plan: Plan,
+    inputs: Iterable[Sequence[Tensor]] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Proof:
     """The comparison of the masked original with the slim program in float64, before any restoration.
 
@@ -135,5 +173,3 @@ def _listed(batches: Any) -> list[Sequence[Tensor]] | None:
     if not listed:
         raise InputError("the calibration data is empty", remedy="give at least one batch")
     return listed
-
-

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from fxslim.api import Applied, Restore, apply_plan, make_plan, prove
+from fxslim.api import Applied, Restore, apply_plan, compress, prove
 from fxslim.data import Batches, load_batches
 from fxslim.evaluate import Score, evaluate
 from fxslim.export import (
@@ -204,12 +204,13 @@ def _work(
         evaluation = read_data(source, options.evaluation or source.evaluation, window=options.window)
         _refuse_unscorable(source, evaluation)
     with run.step("plan"):
-        plan = _plan(options, analysis, calibration, run)
+        plan, applied = _plan(options, analysis, calibration, run)
         plan.selection(analysis)  # refuses a plan of another model before anything costs time
     with run.step("prove"):
         proof = prove(analysis, plan)
     with run.step("apply"):
-        applied = apply_plan(analysis, plan, options.restore, calibration, run.watcher.progress)
+        if applied is None:
+            applied = apply_plan(analysis, plan, options.restore, calibration, run.watcher.progress)
     with run.step("evaluate"):
         scores = None if evaluation is None else _scores(analysis.program, applied.program, evaluation, source)
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
@@ -283,11 +284,14 @@ def default_importance(calibration: Batches | None) -> Importance:
     return "fasp" if calibration is not None and calibration.tokens else "magnitude"
 
 
-def _plan(options: SlimOptions, analysis: Analysis, calibration: Batches | None, run: _Run) -> Plan:
+def _plan(
+    options: SlimOptions, analysis: Analysis, calibration: Batches | None, run: _Run
+) -> tuple[Plan, Applied | None]:
+    """A plan; one that is made here brings what it makes of the program along."""
     if options.plan is not None:
-        return Plan.load(options.plan)
-    return make_plan(
-        analysis, options.keep, width=options.width, of=options.of,
+        return Plan.load(options.plan), None
+    return compress(
+        analysis, options.keep, width=options.width, of=options.of, restore=options.restore,
         importance=options.importance or default_importance(calibration), calibration=calibration,
         round_to=options.round_to, groups=options.groups, keep_fixed=options.keep_fixed, inexact=options.inexact,
         seed=options.seed, progress=run.watcher.progress,

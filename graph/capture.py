@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -35,10 +36,10 @@ def capture(
     Raises:
         CaptureError: the exporter cannot capture the model; the message carries its reason and the model's line.
     """
-    args, kwargs = pytree.tree_map_only(torch.Tensor, _plain, (tuple(args), dict(kwargs or {})))
+    given, named = pytree.tree_map_only(torch.Tensor, _plain, (tuple(args), dict(kwargs or {})))
     with _evaluation_mode(model):
-        exported = export_strategies(model, args, kwargs, dynamic_shapes)
-    return capture_exported(exported, canonical_names(model), _names_of_dims(exported, args, kwargs, dynamic_shapes))
+        exported = export_strategies(model, given, named, dynamic_shapes)
+    return capture_exported(exported, canonical_names(model), _names_of_dims(exported, given, named, dynamic_shapes))
 
 
 def capture_exported(
@@ -53,7 +54,8 @@ def capture_exported(
     of the exporter (`s0`) to names.
     """
     try:
-        exported = exported.run_decompositions({})
+        with _quiet():
+            exported = exported.run_decompositions({})
     except Exception as error:
         raise CaptureError(f"the exported program cannot be made functional: {_reason(error)}") from error
     _refuse_mutations(exported)
@@ -85,6 +87,15 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings about its own deprecated parts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|copyreg")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        yield
+
+
+@contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     flags = {module: module.training for module in model.modules()}
     model.eval()
@@ -95,7 +106,9 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def export_strategies(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+def export_strategies(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
     """Exports with named dimensions first; where the exporter finds them too strict, with anonymous ones."""
     attempts: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
@@ -103,7 +116,7 @@ def export_strategies(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         dims: dict[str, Any] = {}
         spec = _map_names(dynamic_shapes, lambda name, d=dims, m=make: d.setdefault(name, m(name)))  # type: ignore[misc]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _quiet():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except Exception as error:
             problem = error
@@ -172,7 +185,9 @@ def _lift_weights(
 def _keep_user_outputs(graph: fx.Graph, exported: ExportedProgram) -> None:
     (output,) = graph.find_nodes(op="output")
     flat = output.args[0]
-    kept = [v for v, s in zip(flat, exported.graph_signature.output_specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
+    kept = [
+        v for v, s in zip(flat, exported.graph_signature.output_specs, strict=True) if s.kind == OutputKind.USER_OUTPUT
+    ]
     output.args = (tuple(kept),)
 
 
@@ -280,5 +295,3 @@ def _dynamic_dims(program: Program, names: dict[str, str]) -> DynamicShapes:
                 dynamic.setdefault(node.name, {})[dim] = names.get(symbol, f"{node.name}_dim_{dim}")
                 names.setdefault(symbol, dynamic[node.name][dim])
     return dynamic
-
-

@@ -54,7 +54,8 @@ class CostModel:
         return total
 
     def _count(self, expr: Expr, counts: Mapping[Axis, int]) -> int:
-        """The size of a dimension as a number. Budgets ask for it many thousand times: no symbols are handled here twice."""
+        """The size of a dimension as a number. Budgets ask for it many thousand times: no symbols are handled here
+        twice."""
         total = 1
         for factor in expr:
             if isinstance(factor, Axis):

@@ -85,8 +85,14 @@ def model_line(node: fx.Node) -> str | None:
         if text.startswith("File ") and "/torch/" not in text:  # the model's own line, not that of torch.nn
             path, _, rest = text.removeprefix("File ").partition(", line ")
             number, _, function = rest.partition(", ")
-            return f"{path.strip(chr(34))}:{number} {function}".rstrip()
+            return f"{_short(path.strip(chr(34)))}:{number} {function}".rstrip()
     return None
+
+
+def _short(path: str) -> str:
+    """A source file without the machine's folders: from the package on, or its last two parts."""
+    _, found, inside = path.rpartition("site-packages/")
+    return inside if found else "/".join(path.split("/")[-2:])
 
 
 def where(node: fx.Node) -> str:

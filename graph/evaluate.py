@@ -1,4 +1,5 @@
-"""Evaluation of a program on real tensors, node by node: in its own precision or in float64, whole or with units masked."""
+"""Evaluation of a program on real tensors, node by node: in its own precision or in float64, whole or with units
+masked."""
 
 from __future__ import annotations
 
@@ -41,10 +42,14 @@ class Evaluator:
         """An environment in which the inputs are bound."""
         nodes = self.program.graph.find_nodes(op="placeholder")
         if len(nodes) != len(inputs):
-            raise AnalysisError(f"the program has {len(nodes)} inputs ({', '.join(n.name for n in nodes)}), got {len(inputs)}")
+            raise AnalysisError(
+                f"the program has {len(nodes)} inputs ({', '.join(n.name for n in nodes)}), got {len(inputs)}"
+            )
         return {node: self._as_dtype(value) for node, value in zip(nodes, inputs, strict=True)}
 
-    def advance(self, env: Environment, nodes: Iterable[fx.Node], observe: Callable[[fx.Node, Any], None] | None = None) -> None:
+    def advance(
+        self, env: Environment, nodes: Iterable[fx.Node], observe: Callable[[fx.Node, Any], None] | None = None
+    ) -> None:
         """Evaluates `nodes` in order; values are dropped from `env` after their last use, outputs stay."""
         with torch.no_grad():
             for node in nodes:
@@ -90,11 +95,12 @@ class Evaluator:
 
 
 class MaskedEvaluator(Evaluator):
-    """Runs the original program with removed units masked: wherever an operator sums over a selected axis, removed positions
-    of one operand are zero.
+    """Runs the original program with removed units masked: wherever an operator sums over a selected axis, removed
+    positions of one operand are zero.
 
-    Operators whose statistics tie positions (normalisations, softmax) are given the kept positions only; each such place makes
-    a group inexact, and its group says so. What remains is the statement that the slim program must satisfy to rounding.
+    Operators whose statistics tie positions (normalisations, softmax) are given the kept positions only; each such
+    place makes a group inexact, and its group says so. What remains is the statement that the slim program must
+    satisfy to rounding.
     """
 
     def __init__(self, axes: Axes, selection: Selection, *, dtype: torch.dtype | None = None) -> None:
@@ -192,5 +198,3 @@ def _map_dtypes(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_map_dtypes(v, dtype) for v in value)
     return value
-
-

@@ -1,7 +1,7 @@
 """Numbers in a graph that depend on shapes, recomputed from the axes.
 
-A view's sizes, a slice's bounds, a group count: every such argument is owned by its operator's *literals* function, which states
-it in terms of the rule's letters. Nothing is patched by pattern.
+A view's sizes, a slice's bounds, a group count: every such argument is owned by its operator's *literals* function,
+which states it in terms of the rule's letters. Nothing is patched by pattern.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -30,7 +31,13 @@ _ASSERTIONS = frozenset(
     }
 )
 _IDENTITIES = frozenset(
-    {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default, aten.feature_dropout.default}
+    {
+        aten.alias.default,
+        aten.detach.default,
+        aten.lift_fresh_copy.default,
+        aten.dropout.default,
+        aten.feature_dropout.default,
+    }
 )
 
 
@@ -80,12 +87,15 @@ def _split_sizes(node: fx.Node) -> None:
 
 
 def _batch_norm(node: fx.Node) -> None:
-    """`_native_batch_norm_legit_no_training` returns three tensors, two of them empty; `batch_norm` returns the first."""
+    """`_native_batch_norm_legit_no_training` returns three tensors, two of them empty; `batch_norm` returns the
+    first."""
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
         return
     x, weight, bias, mean, var, momentum, eps = node.args
     with node.graph.inserting_before(node):
-        new = node.graph.call_function(aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False))
+        new = node.graph.call_function(
+            aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
+        )
     new.meta = {**node.meta, "val": node.meta["val"][0]}
     for user in list(node.users):
         user.replace_all_uses_with(new)
@@ -103,9 +113,8 @@ def _squeeze(node: fx.Node) -> None:
     node.args = (source, [d for d in wanted if isinstance(shape[d], int) and shape[d] == 1] if shape else [])
 
 
-def _listed(value: object) -> list[int]:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [int(v) for v in values]  # type: ignore[call-overload]
+def _listed(value: Any) -> list[int]:
+    return [int(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _reshape(node: fx.Node) -> None:

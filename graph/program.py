@@ -209,7 +209,8 @@ def _register(root: nn.Module, name: str, value: torch.Tensor | nn.Parameter, pe
 
 
 def _leaf_names(spec: pytree.TreeSpec) -> list[str]:
-    """Names of the leaves of an output structure: keys and indices joined with `_`, `output_...` where there is no key."""
+    """Names of the leaves of an output structure: keys and indices joined with `_`, `output_...` where there is no
+    key."""
     names: list[str] = []
 
     def walk(node: pytree.TreeSpec, path: tuple[str, ...]) -> None:

@@ -1,4 +1,5 @@
-"""The rewriter: the only way in which passes change a program. It counts edits, stamps nodes, and owns all shape constants."""
+"""The rewriter: the only way in which passes change a program. It counts edits, stamps nodes, and owns all shape
+constants."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ class Rewriter:
             self.edits["arguments"] += 1
 
     def slice(self, axes: Axes, selection: Selection) -> None:
-        """Applies a selection: weights and cache inputs lose positions, every shape constant is recomputed from the axes, and
-        every shape is derived again and compared with what the axes say.
+        """Applies a selection: weights and cache inputs lose positions, every shape constant is recomputed from the
+        axes, and every shape is derived again and compared with what the axes say.
 
         `axes` are those of the program that this rewriter copied.
 
@@ -88,7 +89,10 @@ class Rewriter:
         dims = axes.dims(old)
         if not selection.touches(dims):
             return
-        shape = [selection.size(e) if selection.touches((e,)) else s for e, s in zip(dims, old.meta["val"].shape, strict=True)]
+        shape = [
+            selection.size(e) if selection.touches((e,)) else s
+            for e, s in zip(dims, old.meta["val"].shape, strict=True)
+        ]
         with _mode(self.program):
             new.meta["val"] = old.meta["val"].new_empty(shape)
         index = list(axes.program.input_names).index(old.name)

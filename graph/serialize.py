@@ -1,7 +1,9 @@
-"""Programs on disk without pickle: `graph.json` (structure), `weights.safetensors`, `inputs.safetensors` (the example inputs).
+"""Programs on disk without pickle: `graph.json` (structure), `weights.safetensors`, `inputs.safetensors` (the example
+inputs).
 
-Loading runs no code from the files: operators are looked up by name among ATen's and a short list of functions on sizes, and the graph
-is traced again, so that shapes are derived, not believed. A model-specific output class comes back as a dictionary of the same keys.
+Loading runs no code from the files: operators are looked up by name among ATen's and a short list of functions on
+sizes, and the graph is traced again, so that shapes are derived, not believed. A model-specific output class comes
+back as a dictionary of the same keys.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ GRAPH_FILE, WEIGHTS_FILE, INPUTS_FILE = "graph.json", "weights.safetensors", "in
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"operator.{name}": getattr(operator, name) for name in (
-        "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
+        "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge",
+        "and_", "or_",
     )},
-    **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_not", "sym_ite", "sym_float", "sym_int")},
+    **{f"torch.{name}": getattr(torch, name) for name in (
+        "sym_max", "sym_min", "sym_not", "sym_ite", "sym_float", "sym_int",
+    )},
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "sqrt", "trunc")},
 }  # fmt: skip
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
@@ -51,7 +56,8 @@ def save(program: Program, directory: str | Path) -> Path:
     """Writes a program to a new directory, whole or not at all, and returns its path.
 
     Raises:
-        InputError: the directory exists and is not empty, cannot be written, or the program holds what the format cannot express.
+        InputError: the directory exists and is not empty, cannot be written, or the program holds what the format
+        cannot express.
     """
     target = Path(directory)
     text = json.dumps(_encode_program(program), indent=1) + "\n"
@@ -61,7 +67,9 @@ def save(program: Program, directory: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in program.weights.items()}, temporary / WEIGHTS_FILE)
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in program.weights.items()}, temporary / WEIGHTS_FILE
+        )
         inputs = zip(program.input_names, program.example_inputs, strict=True)
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in inputs}, temporary / INPUTS_FILE)
         (temporary / GRAPH_FILE).write_text(text, encoding="utf-8")
@@ -87,7 +95,9 @@ def load(directory: str | Path) -> Program:
         weights = load_file(path / WEIGHTS_FILE)
         inputs = load_file(path / INPUTS_FILE)
     except FileNotFoundError as error:
-        raise InputError(f"{str(path)!r} is not a saved program: {Path(error.filename or '?').name} is missing") from error
+        raise InputError(
+            f"{str(path)!r} is not a saved program: {Path(error.filename or '?').name} is missing"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"the saved program {str(path)!r} is damaged: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -110,7 +120,8 @@ def _encode_program(program: Program) -> dict[str, Any]:
         "outputs": _encode_spec(program.out_spec),
         "dynamic": {name: {str(d): n for d, n in dims.items()} for name, dims in program.dynamic.items()},
         "weights": {
-            w.name: {"trainable": w.trainable, "aliases": list(w.aliases), "persistent": w.persistent} for w in program.info.values()
+            w.name: {"trainable": w.trainable, "aliases": list(w.aliases), "persistent": w.persistent}
+            for w in program.info.values()
         },
         "nodes": [_encode_node(node) for node in program.graph.nodes],
     }
@@ -130,7 +141,9 @@ def _encode_target(node: fx.Node) -> str:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         if target.namespace != "aten":
-            raise InputError(f"the operator {target} is not ATen's: a saved program could not be loaded everywhere", at=node.name)
+            raise InputError(
+                f"the operator {target} is not ATen's: a saved program could not be loaded everywhere", at=node.name
+            )
         return str(target)
     if target in _FUNCTION_NAMES:
         return _FUNCTION_NAMES[target]
@@ -214,7 +227,9 @@ def _dummy(value: Any) -> Any:
 
 def _decode_program(data: Mapping[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Program:
     info = {
-        name: Weight(name, tuple(weights[name].shape), weights[name].dtype, w["trainable"], tuple(w["aliases"]), w["persistent"])
+        name: Weight(
+            name, tuple(weights[name].shape), weights[name].dtype, w["trainable"], tuple(w["aliases"]), w["persistent"]
+        )
         for name, w in data["weights"].items()
     }
     graph = _decode_graph(data["nodes"])
@@ -248,7 +263,7 @@ def _decode_graph(entries: list[Mapping[str, Any]]) -> fx.Graph:
 def _trace(draft: Program, names: list[str]) -> Program:
     """The program with all shapes derived anew."""
     module = draft.flat_module()
-    shapes = {name: draft.dynamic.get(name) for name in names}
+    shapes = tuple(draft.dynamic.get(name) for name in names)  # by position: the exporter may rename an argument
     try:
         exported = export_strategies(module, draft.example_inputs, {}, shapes)
     except CaptureError as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxslim.graph.axes.terms import size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import _mode, evaluate_fake
-from fxslim.graph.axes.terms import size_of
 
 __all__ = ["verify"]
 
@@ -42,7 +42,9 @@ def _verify_weights(program: Program) -> None:
         if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
             raise VerifyError(f"the weight {name!r} is {tuple(tensor.shape)}, recorded as {info.shape}", at=where(node))
         if tuple(node.meta["val"].shape) != info.shape:
-            raise VerifyError(f"the weight {name!r} is {info.shape}, its node says {tuple(node.meta['val'].shape)}", at=where(node))
+            raise VerifyError(
+                f"the weight {name!r} is {info.shape}, its node says {tuple(node.meta['val'].shape)}", at=where(node)
+            )
     if unused := sorted(set(program.info) - set(nodes)):
         raise VerifyError(f"weights that no node reads: {', '.join(unused)}")
 
@@ -56,7 +58,8 @@ def _verify_shapes(program: Program) -> None:
             for new, old in zip(_tensors(value), _tensors(node.meta["val"]), strict=True):
                 if [size_of(s) for s in new.shape] != [size_of(s) for s in old.shape] or new.dtype != old.dtype:
                     raise VerifyError(
-                        f"the value is {new.dtype} {tuple(new.shape)}, recorded as {old.dtype} {tuple(old.shape)}", at=where(node)
+                        f"the value is {new.dtype} {tuple(new.shape)}, recorded as {old.dtype} {tuple(old.shape)}",
+                        at=where(node),
                     )
 
 
@@ -76,9 +79,10 @@ def _verify_interface(program: Program, original: Program) -> None:
             raise VerifyError(f"the input {old.name!r} changed its shape")
     outputs = zip(program.output_names, program.output_nodes, original.output_nodes, strict=True)
     for name, new_out, old_out in outputs:
-        if isinstance(new_out, fx.Node) and isinstance(old_out, fx.Node) and name not in caches.values():
-            if not _same_shape(new_out.meta["val"], old_out.meta["val"]):
-                raise VerifyError(f"the output {name!r} changed its shape", at=where(new_out))
+        if not (isinstance(new_out, fx.Node) and isinstance(old_out, fx.Node)) or name in caches.values():
+            continue
+        if not _same_shape(new_out.meta["val"], old_out.meta["val"]):
+            raise VerifyError(f"the output {name!r} changed its shape", at=where(new_out))
 
 
 def _placeholders(program: Program) -> list[fx.Node]:

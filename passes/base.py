@@ -37,7 +37,7 @@ class Pass(ABC):
 
     def requires(self, analysis: Analysis) -> None:
         """Raises if the pass cannot be applied."""
-        return None
+        return
 
     @abstractmethod
     def apply(self, analysis: Analysis) -> PassResult:

@@ -22,8 +22,8 @@ def choose_groups(
 ) -> tuple[list[Group], list[str]]:
     """The groups that a plan may cut, and notes on those left out.
 
-    `groups` are kinds (`neurons`) or patterns of group names; `keep_fixed` are patterns of group or weight names that stay
-    whole. Inexact groups are left out unless `inexact`.
+    `groups` are kinds (`neurons`) or patterns of group names; `keep_fixed` are patterns of group or weight names
+    that stay whole. Inexact groups are left out unless `inexact`.
 
     Raises:
         InputError: a pattern matches nothing.
@@ -36,7 +36,9 @@ def choose_groups(
         chosen = [g for g in chosen if any(_matches(g, p) for p in groups)]
     for pattern in keep_fixed:
         if not any(_mentions(g, pattern) for g in analysis.groups):
-            raise InputError(f"keep_fixed: {pattern!r} matches no group and no weight", remedy="`fxslim groups MODEL` lists them")
+            raise InputError(
+                f"keep_fixed: {pattern!r} matches no group and no weight", remedy="`fxslim groups MODEL` lists them"
+            )
     chosen = [g for g in chosen if not any(_mentions(g, p) for p in keep_fixed)]
     notes = []
     if not inexact:
@@ -61,7 +63,7 @@ def _escape(pattern: str) -> str:
 
 
 def step_of(group: Group, round_to: int) -> int:
-    """The multiple to which a group's count is rounded: whole units (heads) are not rounded, narrow groups stay whole."""
+    """The multiple to which a group's count is rounded: 1 for whole units (heads); narrow groups stay whole."""
     if group.kind in _WHOLE_UNITS:
         return 1
     return group.size if group.size < round_to else round_to
@@ -105,7 +107,8 @@ def counts_for_keep(
     if keep < floor - TOLERANCE:
         raise PlanError(
             f"keep={keep:g} of the {of} cannot be met: with all cuttable groups at their smallest {floor:.4f} remains",
-            remedy=f"ask for keep >= {math.ceil(floor * 1000) / 1000:g}, allow more groups (inexact ones), or a smaller round_to",
+            remedy=f"ask for keep >= {math.ceil(floor * 1000) / 1000:g}, allow more groups (inexact ones), "
+            "or use a smaller round_to",
         )
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -117,16 +120,23 @@ def counts_for_keep(
     share = costs.of(of, counts) / total
     if abs(share - keep) > TOLERANCE:
         raise PlanError(
-            f"keep={keep:g} of the {of} cannot be met within {TOLERANCE:.0%}: the nearest share at one ratio is {share:.4f}",
+            f"keep={keep:g} of the {of} cannot be met within {TOLERANCE:.0%}: "
+            f"the nearest share at one ratio is {share:.4f}",
             remedy="ask for that share, or use a smaller round_to",
         )
     return counts
 
 
 def _fill(
-    groups: Sequence[Group], counts: Mapping[Axis, int], width: float, budget: float, of: Target, costs: CostModel, round_to: int
+    groups: Sequence[Group],
+    counts: Mapping[Axis, int],
+    width: float,
+    budget: float,
+    of: Target,
+    costs: CostModel,
+    round_to: int,
 ) -> dict[Axis, int]:
-    """Rounding moves many groups at once; single steps, the most rounded-down groups first, use what is left of the budget."""
+    """Rounding moves many groups at once; single steps, the most rounded-down first, use what is left of the budget."""
     result = dict(counts)
     slack = TOLERANCE * costs.of(of) / 2
     for group in sorted(groups, key=lambda g: result[g.axis] - g.size * width):

@@ -1,4 +1,5 @@
-"""Consumers: calls that sum over an axis with a weight, seen as y = x W^T: [tokens, k] against [n, k], in g separate blocks."""
+"""Consumers: calls that sum over an axis with a weight, seen as y = x W^T: [tokens, k] against [n, k], in g separate
+blocks."""
 
 from __future__ import annotations
 
@@ -130,7 +131,9 @@ def find_consumers(axes: Axes, selection: Selection | None = None) -> tuple[list
 def _loses(axes: Axes, node: fx.Node, selection: Selection) -> bool:
     call = axes.calls[node]
     return any(
-        selection.touches((axes.terms.resolve(e),)) for x, e in call.letters.items() if call.rule.kind(x).value == "reduce"
+        selection.touches((axes.terms.resolve(e),))
+        for x, e in call.letters.items()
+        if call.rule.kind(x).value == "reduce"
     )
 
 

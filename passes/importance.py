@@ -53,15 +53,20 @@ def random(group: Group, seed: int) -> Tensor:
 
 
 class ColumnScores:
-    """FASP's column score (2025, arXiv 2501.09412, after Wanda): position j scores sum_i |W_ij| · ||X_j||_2, added over all
-    consumers of the group.
+    """FASP's column score (2025, arXiv 2501.09412, after Wanda): position j scores sum_i |W_ij| · ||X_j||_2, added
+    over all consumers of the group.
 
-    A group is decided when the walk first meets one of its consumers, from the compressed upstream. Where consumers lie at
-    different depths (a residual stream, a dense block), later inputs do not exist yet: such groups are scored on the original.
+    A group is decided when the walk first meets one of its consumers, from the compressed upstream. Where consumers
+    lie at different depths (a residual stream, a dense block), later inputs do not exist yet: such groups are scored
+    on the original.
     """
 
     def __init__(
-        self, analysis: Analysis, groups: Sequence[Group], counts: Mapping[Axis, int], batches: Sequence[Sequence[Tensor]]
+        self,
+        analysis: Analysis,
+        groups: Sequence[Group],
+        counts: Mapping[Axis, int],
+        batches: Sequence[Sequence[Tensor]],
     ) -> None:
         self.analysis, self.counts = analysis, counts
         wanted = {node for g in groups for node in g.consumers}

@@ -102,9 +102,17 @@ class Plan:
                 Cut(c["group"], c["kind"], int(c["size"]), int(c["count"]), tuple(c["batch"]), _tuples(c["kept"]))
                 for c in data["cuts"]
             )
-            return Plan(data["fingerprint"], cuts, data.get("options", {}), data.get("predicted", {}), tuple(data.get("notes", ())))
+            return Plan(
+                data["fingerprint"],
+                cuts,
+                data.get("options", {}),
+                data.get("predicted", {}),
+                tuple(data.get("notes", ())),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"not a plan: {type(error).__name__}: {error}", remedy="write one with `fxslim plan`") from error
+            raise InputError(
+                f"not a plan: {type(error).__name__}: {error}", remedy="write one with `fxslim plan`"
+            ) from error
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -121,7 +129,10 @@ class Plan:
             raise InputError(f"the plan {str(path)!r} is not text") from error
 
     def __str__(self) -> str:
-        rows = [f"{c.group}: {c.count} of {c.size} {c.kind}" + (f" for each of {c.batch}" if c.batch else "") for c in self.cuts]
+        rows = [
+            f"{c.group}: {c.count} of {c.size} {c.kind}" + (f" for each of {c.batch}" if c.batch else "")
+            for c in self.cuts
+        ]
         return "\n".join([f"plan for {self.fingerprint[:12]}", *rows])
 
 
@@ -149,11 +160,13 @@ def _holds_truth(positions: Any) -> bool:
 def _check_positions(cut: Cut) -> None:
     try:
         index = torch.tensor(cut.kept)  # not of a given type: 1.5 would silently become 1
-        if index.numel() and index.dtype is not torch.long or _holds_truth(cut.kept):
+        if (index.numel() and index.dtype is not torch.long) or _holds_truth(cut.kept):
             raise TypeError("positions are whole numbers")
         index = index.long().reshape(*cut.batch, cut.count)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise PlanError(f"{cut.group}: `kept` must hold {cut.count} positions (whole numbers) for each of {cut.batch or 'one'}") from error
+        raise PlanError(
+            f"{cut.group}: `kept` must hold {cut.count} positions (whole numbers) for each of {cut.batch or 'one'}"
+        ) from error
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= cut.size):
         raise PlanError(f"{cut.group}: kept positions must lie in 0..{cut.size - 1}")
     if bool((index[..., 1:] <= index[..., :-1]).any()):

@@ -13,11 +13,12 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.consumers import find_consumers
 from fxslim.passes.importance import ColumnScores, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
-from fxslim.passes.restore import Progress, restore_weights
+from fxslim.passes.restore import Progress, Restoration, restore_weights
 
-__all__ = ["make_plan"]
+__all__ = ["make_plan", "plan_and_restore"]
 
 
 def make_plan(
@@ -37,22 +38,45 @@ def make_plan(
 ) -> Plan:
     """A plan for a program.
 
-    `keep` is the share of all parameters (or MACs, `of`) that remains, `width` instead the share of positions that every chosen
-    group keeps. `groups` restricts the plan to kinds or patterns of names; `importance='fasp'` cuts what the paper cuts (neurons,
-    channels, the value dimensions inside heads) unless `groups` says otherwise. Groups that are not exact are cut only if
-    `inexact`. `calibration` holds batches of flat inputs.
+    `keep` is the share of all parameters (or MACs, `of`) that remains, `width` instead the share of positions that
+    every chosen group keeps. `groups` restricts the plan to kinds or patterns of names; `importance='fasp'` cuts what
+    the paper cuts (neurons, channels, the value dimensions inside heads) unless `groups` says otherwise. Groups that
+    are not exact are cut only if `inexact`. `calibration` holds batches of flat inputs.
 
     Raises:
         InputError: an option is out of range or a pattern matches nothing.
         PlanError: the target cannot be met.
     """
+    return plan_and_restore(
+        analysis, keep, width=width, of=of, importance=importance, calibration=calibration, round_to=round_to,
+        groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
+    )[0]  # fmt: skip
+
+
+def plan_and_restore(
+    analysis: Analysis,
+    keep: float | None = None,
+    *,
+    width: float | None = None,
+    of: Target = "params",
+    importance: Importance = "magnitude",
+    calibration: Sequence[Sequence[Tensor]] | None = None,
+    round_to: int = 1,
+    groups: Sequence[str] | None = None,
+    keep_fixed: Sequence[str] = (),
+    inexact: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Plan, Restoration | None]:
+    """A plan as `make_plan` makes it, with the restoration that choosing by column scores brings about on the way
+    (None for other strategies): it is the one that restoring the finished plan on the same data would give."""
     if (keep is None) == (width is None):
         raise InputError("give either keep or width")
     if round_to < 1:
         raise InputError(f"round_to must be at least 1, got {round_to}")
     chosen, notes = choose_groups(analysis, groups=groups, keep_fixed=keep_fixed, inexact=inexact)
     if importance == "fasp":
-        chosen, more = _scored_by_consumers(chosen, explicit=groups is not None)
+        chosen, more = _scored_by_consumers(analysis, chosen, explicit=groups is not None)
         notes += more
     costs = CostModel(analysis.axes)
     if keep is not None:
@@ -61,23 +85,31 @@ def make_plan(
         assert width is not None
         counts = counts_for_width(chosen, width, round_to)
     cut = [g for g in chosen if counts[g.axis] < g.size]
+    restoration: Restoration | None = None
     if importance == "fasp":
-        masks = _columns(analysis, cut, counts, calibration, progress)
+        restoration = _by_columns(analysis, cut, counts, calibration, progress)
+        masks = {g.name: restoration.selection.kept[g.axis].mask for g in cut}
     else:
-        masks = {n: top(score, counts[analysis.group(n).axis]) for n, score in scores_for(importance, analysis, cut, seed).items()}
+        masks = {
+            n: top(score, counts[analysis.group(n).axis])
+            for n, score in scores_for(importance, analysis, cut, seed).items()
+        }
     cuts = tuple(Cut.from_mask(g, masks[g.name]) for g in cut)
     options = {
-        "keep": keep, "width": width, "of": of, "importance": importance, "round_to": round_to, "inexact": inexact, "seed": seed,
-        "groups": list(groups) if groups is not None else None, "keep_fixed": list(keep_fixed),
+        "keep": keep, "width": width, "of": of, "importance": importance, "round_to": round_to, "inexact": inexact,
+        "seed": seed, "groups": list(groups) if groups is not None else None, "keep_fixed": list(keep_fixed),
     }  # fmt: skip
-    return Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes))
+    plan = Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes))
+    return plan, restoration
 
 
-def _scored_by_consumers(groups: list[Group], *, explicit: bool) -> tuple[list[Group], list[str]]:
-    """Groups that column scores apply to. Unless asked for by name, an axis whose inner axis is also cut stays whole: FASP
-    removes single dimensions inside heads, not heads."""
-    weighted = [g for g in groups if any(s.role == "consumes" for s in g.sites)]
-    notes = [f"{g.name} ({g.kind}) stays whole: no weight sums over it, column scores do not apply" for g in groups if g not in weighted]
+def _scored_by_consumers(analysis: Analysis, groups: list[Group], *, explicit: bool) -> tuple[list[Group], list[str]]:
+    """Groups that column scores apply to. Unless asked for by name, an axis whose inner axis is also cut stays whole:
+    FASP removes single dimensions inside heads, not heads."""
+    nodes = {c.node.name for c in find_consumers(analysis.axes)[0]}
+    weighted = [g for g in groups if nodes & set(g.consumers)]
+    left = [g for g in groups if g not in weighted]
+    notes = [f"{g.name} ({g.kind}) stays whole: no weight sums over it, column scores do not apply" for g in left]
     if explicit:
         return weighted, notes
     outer = {axis for g in weighted for axis in g.batch}
@@ -86,16 +118,17 @@ def _scored_by_consumers(groups: list[Group], *, explicit: bool) -> tuple[list[G
     return [g for g in weighted if g not in heads], notes
 
 
-def _columns(
-    analysis: Analysis, groups: Sequence[Group], counts: dict[Axis, int], calibration: Sequence[Sequence[Tensor]] | None,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
+def _by_columns(
+    analysis: Analysis, groups: Sequence[Group], counts: dict[Axis, int], calibration: Sequence[Sequence[Tensor]] |
+    None, progress: Progress | None,
+) -> Restoration:  # fmt: skip
     """Kept positions by column score, each group decided on an upstream that is cut and restored already."""
     if not calibration:
-        raise InputError("the importance 'fasp' needs calibration data", remedy="give `calibration=` (--calibration FILE)")
+        raise InputError(
+            "the importance 'fasp' needs calibration data", remedy="give `calibration=` (--calibration FILE)"
+        )
     chooser = ColumnScores(analysis, groups, counts, calibration)
-    selection = restore_weights(analysis, Selection(), calibration, chooser=chooser, progress=progress).selection
-    return {g.name: selection.kept[g.axis].mask for g in groups}
+    return restore_weights(analysis, Selection(), calibration, chooser=chooser, progress=progress)
 
 
 def _predicted(costs: CostModel, counts: dict[Axis, int]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fxslim.passes.prune import Prune
 
 __all__ = ["TOLERANCE", "OutputError", "Proof", "prove"]
 
-# The largest error of an output, relative to its largest magnitude, that float64 rounding explains in graphs of this size.
+# The largest error of an output, relative to its largest magnitude, that float64 rounding explains.
 TOLERANCE = 1e-9
 
 
@@ -52,8 +52,8 @@ class Proof:
 
     @property
     def ok(self) -> bool:
-        """Whether every output agrees. For inexact groups the agreement is with the original whose tied operators (listed in
-        `inexact`) see the kept units alone: the rewrite is right, but pruned is not the same as masked."""
+        """Whether every output agrees. For inexact groups the agreement is with the original whose tied operators
+        (listed in `inexact`) see the kept units alone: the rewrite is right, but pruned is not the same as masked."""
         return all(o.error <= self.tolerance for o in self.outputs)
 
     @property
@@ -67,16 +67,20 @@ class Proof:
         return f"{verdict} ({scope}): relative error {self.max_error:.1e}, masking changes outputs by {self.effect:.1e}"
 
 
-def prove(analysis: Analysis, plan: Plan, inputs: Sequence[Sequence[Tensor]] | None = None, tolerance: float = TOLERANCE) -> Proof:
+def prove(
+    analysis: Analysis, plan: Plan, inputs: Sequence[Sequence[Tensor]] | None = None, tolerance: float = TOLERANCE
+) -> Proof:
     """Compares the masked original with the slim program (both in float64) on `inputs`, by default the example inputs.
 
     Raises:
-        CheckError: an output is not finite, so that nothing can be compared.
+        CheckError: there are no inputs, or an output is not finite, so that nothing can be compared.
         PlanError: the plan does not fit the program.
     """
     selection = plan.selection(analysis)
     slim = Prune(plan)(analysis).program
     sets = list(inputs) if inputs is not None else [analysis.program.example_inputs]
+    if not sets:
+        raise CheckError("there are no inputs: nothing can be compared", remedy="give at least one set of inputs")
     masked = MaskedEvaluator(analysis.axes, selection, dtype=torch.float64)
     whole = Evaluator(analysis.program, dtype=torch.float64)
     small = Evaluator(slim, dtype=torch.float64)

@@ -20,7 +20,8 @@ __all__ = ["Prune"]
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Removes what the plan does not keep: weights are sliced, shape constants recomputed, every shape derived again."""
+    """Removes what the plan does not keep: weights are sliced, shape constants recomputed, every shape derived
+    again."""
 
     name: ClassVar[str] = "prune"
     plan: Plan

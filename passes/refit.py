@@ -1,13 +1,13 @@
 """The refit: closed-form least squares for a consumer's kept columns.
 
-With H = [X 1]^T [X 1], kept columns K (and the constant column where there is a bias), W the whole weight with its bias and d the
-ridge, the refit minimises ||X W^T - X_K W_K'^T||^2 + d ||W_K' - W_K||^2:
+With H = [X 1]^T [X 1], kept columns K (and the constant column where there is a bias), W the whole weight with its
+bias and d the ridge, the refit minimises ||X W^T - X_K W_K'^T||^2 + d ||W_K' - W_K||^2:
 
     W_K' = (W H[:, K] + d W_K) (H[K, K] + d I)^-1
 
-For d -> 0 this is the restoration of FASP (arXiv 2501.09412) and the exact update of OBS (Hassibi 1993) for a set of columns; drawing
-the ridge towards the present weights instead of zero makes a refit with everything kept the identity for any d. All solves are in
-float64.
+For d -> 0 this is the restoration of FASP (arXiv 2501.09412) and the exact update of OBS (Hassibi 1993) for a set of
+columns; drawing the ridge towards the present weights instead of zero makes a refit with everything kept the identity
+for any d. All solves are in float64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fxslim.passes.statistics import SecondMoment
 
 __all__ = ["LADDER", "Refit", "refit", "residual"]
 
-# Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up the ladder instead of crashing.
+# Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up instead of crashing.
 LADDER = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -46,12 +46,17 @@ class Refit:
 
 
 def refit(
-    weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondMoment, held_out: SecondMoment, ladder: Sequence[float] = LADDER
+    weight: Tensor,
+    bias: Tensor | None,
+    kept: Tensor,
+    train: SecondMoment,
+    held_out: SecondMoment,
+    ladder: Sequence[float] = LADDER,
 ) -> Refit:
     """The refit of `weight: [g, n, k]` (and `bias: [g, n]`) for kept columns `kept: [g, k]` bool.
 
-    The ridge is chosen on held-out data; where none improves on plain slicing there, plain slicing is returned. The accepted
-    refit then uses all data.
+    The ridge is chosen on held-out data; where none improves on plain slicing there, plain slicing is returned. The
+    accepted refit then uses all data.
     """
     target = _extended(weight, bias)
     mask = torch.cat([kept, torch.full_like(kept[:, :1], bias is not None)], dim=1)

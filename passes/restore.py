@@ -1,4 +1,5 @@
-"""Restoration: one walk over the graph in which every consumer of a cut group is refitted to its compressed upstream."""
+"""Restoration: one walk over the graph in which every consumer of a cut group is refitted to its compressed
+upstream."""
 
 from __future__ import annotations
 
@@ -62,10 +63,12 @@ def restore_weights(
     progress: Progress | None = None,
     upstream: Upstream = "both",
 ) -> Restoration:
-    """Least-squares refits of all consumers of the selection, in graph order, each seeing the upstream as restored so far.
+    """Least-squares refits of all consumers of the selection, in graph order, each seeing the upstream as restored so
+    far.
 
-    The second moments are those of the compressed upstream plus those of the original one: the former alone let a refit follow the
-    errors that its upstream makes on the calibration data (`upstream="compressed"`; benchmarks/results/quality.md has both).
+    The second moments are those of the compressed upstream plus those of the original one: the former alone let a
+    refit follow the errors that its upstream makes on the calibration data (`upstream="compressed"`;
+    benchmarks/results/quality.md has both).
 
     A `chooser` adds to the selection on the way: the positions of a group are chosen when its first consumer is met.
 
@@ -76,12 +79,10 @@ def restore_weights(
         raise InputError("restoration needs calibration data, which is empty", remedy="give at least one batch")
     evaluator = MaskedEvaluator(analysis.axes, selection)
     walk = CalibrationWalk(evaluator, batches, Evaluator(analysis.program) if upstream == "both" else None)
-    consumers, refused = find_consumers(analysis.axes, None if chooser is not None else selection)
-    if chooser is not None:
-        consumers, refused = chooser.consumers, []
+    consumers = chooser.consumers if chooser is not None else find_consumers(analysis.axes, selection)[0]
     weights: dict[str, Tensor] = {}
     rows: list[RestoredConsumer] = []
-    warnings = [f"not refitted, only sliced: {text}" for text in refused]
+    warnings: list[str] = []
     for number, consumer in enumerate(consumers):
         if progress is not None:
             progress(consumer.weight, number, len(consumers))
@@ -98,11 +99,14 @@ def restore_weights(
                 f"{consumer.weight}: {tokens} calibration tokens for {result.columns} columns "
                 f"(ratio {tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
             )
+    refused = find_consumers(analysis.axes, evaluator.selection)[1]
+    warnings += [f"not refitted, only sliced: {text}" for text in refused]
     return Restoration(weights, tuple(rows), tuple(warnings), evaluator.selection)
 
 
 def _split(walk: CalibrationWalk, consumer: Consumer) -> tuple[SecondMoment, SecondMoment]:
-    """Second moments of the training and of the held-out part. Whole batches are held out; of a single batch, every eighth row."""
+    """Second moments of the training and of the held-out part. Whole batches are held out; of a single batch, every
+    eighth row."""
     values = list(walk.values(consumer.source))
     batches = len(values) // walk.passes
     if batches == 1:

@@ -1,7 +1,8 @@
-"""Statistics of activations: sums that add up, gathered in one walk over the graph with all calibration batches side by side.
+"""Statistics of activations: sums that add up, gathered in one walk over the graph with all calibration batches side
+by side.
 
-The walk stops before a consumer, for all batches, so that what comes later sees the already compressed upstream. Between stops only
-the values that are still needed are alive.
+The walk stops before a consumer, for all batches, so that what comes later sees the already compressed upstream.
+Between stops only the values that are still needed are alive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ __all__ = ["CalibrationWalk", "SecondMoment"]
 
 @dataclass
 class SecondMoment:
-    """H = [X 1]^T [X 1] of a consumer's input: [g, k + 1, k + 1] float64. The last row holds sums, the corner the count."""
+    """H = [X 1]^T [X 1] of a consumer's input: [g, k + 1, k + 1] float64. The last row holds sums, the corner the
+    count."""
 
     matrix: Tensor
 
@@ -48,7 +50,8 @@ class SecondMoment:
 class CalibrationWalk:
     """Runs a program over all calibration batches up to a given node.
 
-    With a `companion` (another evaluator of the same program) every batch runs through both, and statistics are taken over both.
+    With a `companion` (another evaluator of the same program) every batch runs through both, and statistics are taken
+    over both.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ def _introduce(axes: Axes, node: fx.Node) -> None:
 def _call(axes: Axes, node: fx.Node) -> None:
     value = node.meta.get("val")
     if node.target is operator.getitem and node.args[0] in axes.values:
-        axes.values[node] = (axes.values[node.args[0]][int(node.args[1])],)  # type: ignore[index, call-overload, arg-type]
+        axes.values[node] = (axes.values[node.args[0]][int(node.args[1])],)  # type: ignore[index, arg-type]
         return
     if not isinstance(value, torch.Tensor | list | tuple):
         return  # arithmetic on sizes

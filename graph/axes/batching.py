@@ -1,4 +1,5 @@
-"""Batch axes: an axis d may be selected differently for each position of h exactly if h accompanies d at every occurrence."""
+"""Batch axes: an axis d may be selected differently for each position of h exactly if h accompanies d at every
+occurrence."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def batch_axes(axes: Axes, wanted: Iterable[Axis]) -> dict[Axis, tuple[Axis, ...
                     common[axis] = company if known is None else known & company
                     for other in company:
                         order.setdefault(other, len(order))
-    candidates = {axis: {o for o in (company or ()) if isinstance(o.size, int) and o is not axis} for axis, company in common.items()}
+    candidates = {
+        axis: {o for o in (company or ()) if isinstance(o.size, int) and o is not axis}
+        for axis, company in common.items()
+    }
     candidates = {axis: company for axis, company in candidates.items() if company}
     for call in axes.calls.values():
         _drop_unaligned(axes, call, candidates)
@@ -53,7 +57,8 @@ def _in_product(expr: Expr, company: set[Axis]) -> Iterator[tuple[Axis, set[Axis
 
 
 def _drop_unaligned(axes: Axes, call: CallAxes, candidates: dict[Axis, set[Axis]]) -> None:
-    """Within one call, h must reach all terms that hold d through one and the same letter (not h in one and h' in another)."""
+    """Within one call, h must reach all terms that hold d through one and the same letter (not h in one and h' in
+    another)."""
     if not candidates:
         return
     atoms = {letter: frozenset(axes.terms.atoms(e)) for letter, e in call.letters.items()}

@@ -66,7 +66,7 @@ class Group:
         return self.fixed is None
 
     def __str__(self) -> str:
-        path = [s for s in map(str, self.sites)]
+        path = list(map(str, self.sites))
         middle = list(self.nodes[:4]) + (["..."] if len(self.nodes) > 4 else [])
         chain = " = ".join([path[0], *middle, *path[1:]])
         facts = [f"{self.kind}", f"{self.size}", f"{'exact' if self.exact else 'inexact'}", f"symmetry {self.symmetry}"]
@@ -187,24 +187,37 @@ class _Builder:
                     self.nodes[axis].setdefault(f"{call.node.name}[{dim}]")
 
     def _site_roles(self, call: CallAxes, atoms: dict[str, tuple[Axis, ...]]) -> None:
-        """A weight produces the letters it adds to a result, consumes those it sums over, carries those it scales or shifts."""
+        """A weight produces the letters it adds to a result, consumes those it sums over, carries those it scales or
+        shifts."""
         for operand, dims in zip(call.operands, call.rule.operands, strict=True):
             roots = self.weight_like.get(operand, frozenset())
             if not roots:
                 continue
-            others = {x for o, d in zip(call.operands, call.rule.operands, strict=True) if o is not operand for x in letters_of(d)}
+            others = {
+                x
+                for o, d in zip(call.operands, call.rule.operands, strict=True)
+                if o is not operand
+                for x in letters_of(d)
+            }
             own = set(letters_of(dims))
             sums = any(call.rule.kind(x) is Kind.REDUCE or x not in others for x in own)
             for letter in sorted(own):
                 consumes = call.rule.kind(letter) is Kind.REDUCE and letter in others
-                role = "consumes" if consumes else "produces" if sums and (call.rule.costs or "v" in call.rule.fixed) else "carries"
+                role = (
+                    "consumes"
+                    if consumes
+                    else "produces"
+                    if sums and (call.rule.costs or "v" in call.rule.fixed)
+                    else "carries"
+                )
                 places = [d for d, pattern in enumerate(dims) if letter in letters_of((pattern,))]
                 for axis in atoms.get(letter, ()):
                     for name in sorted(roots):
                         self._set_role(name, axis, role, places if operand.op == "get_attr" else None)
 
     def _set_role(self, weight: str, axis: Axis, role: str, places: list[int] | None) -> None:
-        """Notes a role for the weight's dimensions `places` (all that hold the axis where the weight is read through a view)."""
+        """Notes a role for the weight's dimensions `places` (all that hold the axis where the weight is read through
+        a view)."""
         for name, dim in self.sites.get(axis, ()):
             if name == weight and (places is None or dim in places):
                 old = self.roles.get((weight, dim, axis))
@@ -273,7 +286,8 @@ def _factor_text(factor: Axis | Cat, axis: Axis) -> str:
 
 
 def _repeated(expr: Iterable[Axis | Cat], axis: Axis) -> bool:
-    """Whether `axis` lies in more than one part of a concatenation or is multiplied with itself, under one and the same path."""
+    """Whether `axis` lies in more than one part of a concatenation or is multiplied with itself, under one and the
+    same path."""
     for factor in expr:
         if isinstance(factor, Cat):
             holding = [part for part in factor.parts if _contains(part, axis)]

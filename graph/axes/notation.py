@@ -5,10 +5,11 @@
     layer_norm    b s d, d, d -> b s d | tied d
     cat           a b, a c -> a [b|c]
 
-A dimension is a letter (a word), `1`, a product `(g c)`, major to minor, or a concatenation `[b|c]`. A letter's kind follows
-from where it stands: *pass* (in the result: slicing commutes with the operator), *reduce* (only in operands: removing
-positions equals zeroing them); clauses after `|` name those that are *tied* (must be sliced together, but values change) or
-*fixed* (never sliced), and the symmetry that the operator leaves to a letter where it is not the rule's default.
+A dimension is a letter (a word), `1`, a product `(g c)`, major to minor, or a concatenation `[b|c]`. A letter's kind
+follows from where it stands: *pass* (in the result: slicing commutes with the operator), *reduce* (only in operands:
+removing positions equals zeroing them); clauses after `|` name those that are *tied* (must be sliced together, but
+values change) or *fixed* (never sliced), and the symmetry that the operator leaves to a letter where it is not the
+rule's default.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ class Concat:
     parts: tuple[Pattern, ...]
 
     def __str__(self) -> str:
-        return "[" + "|".join(str(part).strip("()") if isinstance(part, Product) else str(part) for part in self.parts) + "]"
+        return (
+            "["
+            + "|".join(str(part).strip("()") if isinstance(part, Product) else str(part) for part in self.parts)
+            + "]"
+        )
 
 
 Pattern = str | Product | Concat

@@ -1,8 +1,10 @@
-"""Orientation: a change of basis A of an axis reaches one side of a contraction as A and the other as its inverse transpose.
+"""Orientation: a change of basis A of an axis reaches one side of a contraction as A and the other as its inverse
+transpose.
 
-Where both sides turn out to be one and the same dimension of a value (queries and keys fused in one weight, a tied embedding and head),
-only rotations are left, for which the two agree. Occurrences of an axis are coloured: an operator that passes a letter keeps the colour,
-one that sums over it flips it; an axis whose colours contradict each other is reported.
+Where both sides turn out to be one and the same dimension of a value (queries and keys fused in one weight, a tied
+embedding and head), only rotations are left, for which the two agree. Occurrences of an axis are coloured: an operator
+that passes a letter keeps the colour, one that sums over it flips it; an axis whose colours contradict each other is
+reported.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class _Colours:
 
 
 def conflicting_orientations(axes: Axes) -> set[Axis]:
-    """Axes that reach both sides of a contraction through one dimension of one value: of their symmetries only rotations remain."""
+    """Axes that reach both sides of a contraction through one dimension of one value: of their symmetries only
+    rotations remain."""
     colours = _Colours()
     for call in axes.calls.values():
         _relate(axes, call, colours)

@@ -3,9 +3,9 @@
     @rule(aten.linear.default)
     def linear(call: Call) -> DimRule: ...
 
-An operator with numbers that depend on shapes (view, slice, group counts) also registers a *literals* function, which returns
-those arguments for new sizes. An operator without a rule is never assumed to be elementwise: its dimensions are fixed and it
-is reported by name.
+An operator with numbers that depend on shapes (view, slice, group counts) also registers a *literals* function, which
+returns those arguments for new sizes. An operator without a rule is never assumed to be elementwise: its dimensions
+are fixed and it is reported by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["REGISTRY", "Call", "Entry", "NewSizes", "lookup", "rule"]
 
 
 class Call:
-    """One call of an operator, seen through its schema: arguments by name, tensors in order, sizes of their dimensions."""
+    """One call of an operator, seen through its schema: arguments by name, tensors in order, sizes of their
+    dimensions."""
 
     def __init__(self, node: fx.Node) -> None:
         self.node = node

@@ -1,4 +1,7 @@
-"""What an axis is called: heads, neurons, channels, ... Names for people; no decision of the analysis depends on them."""
+"""What an axis is called: heads, neurons, channels, ...
+
+Names for people; no decision of the analysis depends on them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ __all__ = ["KINDS", "Role", "classify", "weight_like"]
 aten = torch.ops.aten
 
 KINDS = (
-    "neurons", "channels", "heads", "key-value heads", "value dims", "query-key dims", "rotary pairs", "residual stream",
+    "neurons", "channels", "heads", "key-value heads", "value dims", "query-key dims", "rotary pairs",
+    "residual stream",
     "rank", "kernel window", "features",
 )  # fmt: skip
 

@@ -11,4 +11,13 @@ from fxslim.graph.axes import (
 )
 from fxslim.graph.axes.registry import REGISTRY
 
-__all__ = ["REGISTRY", "rules_conv", "rules_index", "rules_linear", "rules_norm", "rules_pointwise", "rules_reduce", "rules_view"]
+__all__ = [
+    "REGISTRY",
+    "rules_conv",
+    "rules_index",
+    "rules_linear",
+    "rules_norm",
+    "rules_pointwise",
+    "rules_reduce",
+    "rules_view",
+]

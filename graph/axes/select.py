@@ -1,8 +1,9 @@
 """Selections: which positions of which axes remain, and what that means for a tensor.
 
-A selection of an axis may differ for each position of its *batch* axes (other value dimensions in every head); the count is the
-same for all, so shapes stay rectangular. The kept elements of a tensor are those under a mask: in their order where a batch axis is
-major to the selected one, else each at the place that its rank among the kept of its row gives it.
+A selection of an axis may differ for each position of its *batch* axes (other value dimensions in every head); the
+count is the same for all, so shapes stay rectangular. The kept elements of a tensor are those under a mask: in their
+order where a batch axis is major to the selected one, else each at the place that its rank among the kept of its row
+gives it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Kept:
 def coordinates(dims: Expr, symbols: Mapping[sympy.Symbol, int] | None = None) -> dict[Axis, list[Tensor]]:
     """For every axis of a dimension, its coordinate at each position: `[size]` int64, -1 where it does not occur.
 
-    Occurrences in different parts of a concatenation share one entry; an axis that is multiplied with itself has several.
+    Occurrences in different parts of a concatenation share one entry; an axis that is multiplied with itself has
+    several.
     """
     found: dict[Axis, list[Tensor]] = {}
     size = _number(expr_size(dims), symbols)
@@ -44,7 +46,11 @@ def coordinates(dims: Expr, symbols: Mapping[sympy.Symbol, int] | None = None) -
 
 
 def _walk(
-    expr: Expr, index: Tensor, valid: Tensor, found: dict[Axis, list[Tensor]], symbols: Mapping[sympy.Symbol, int] | None
+    expr: Expr,
+    index: Tensor,
+    valid: Tensor,
+    found: dict[Axis, list[Tensor]],
+    symbols: Mapping[sympy.Symbol, int] | None,
 ) -> None:
     stride = 1
     for factor in reversed(expr):
@@ -141,10 +147,14 @@ class Selection:
             return tensor.index_select(involved[0], index.to(tensor.device))
         values = tensor[mask.to(tensor.device).expand(tensor.shape)]
         if self._varies(dims):
-            values = torch.empty_like(values).index_copy_(0, self._places(mask, dims, symbols).to(tensor.device), values)
+            values = torch.empty_like(values).index_copy_(
+                0, self._places(mask, dims, symbols).to(tensor.device), values
+            )
         return values.reshape(shape)
 
-    def put(self, values: Tensor, full: Tensor, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None = None) -> Tensor:
+    def put(
+        self, values: Tensor, full: Tensor, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None = None
+    ) -> Tensor:
         """`full` with its remaining elements replaced by `values` (the inverse of `take`)."""
         mask = self.mask(dims, symbols)
         if mask is None:
@@ -157,7 +167,8 @@ class Selection:
         return result
 
     def _varies(self, dims: Sequence[Expr]) -> bool:
-        """Whether a selection that differs by batch position lies on the dimensions: kept elements then need not be in order."""
+        """Whether a selection that differs by batch position lies on the dimensions: kept elements then need not be
+        in order."""
         return any(Selection({axis: kept}).touches(dims) for axis, kept in self.kept.items() if kept.batch)
 
     def _places(self, mask: Tensor, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None) -> Tensor:
@@ -170,7 +181,8 @@ class Selection:
         return total.expand(shape)[full.to(total.device)]
 
     def _place(self, dim: int, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None) -> Tensor:
-        """Where the positions of a dimension lie in the smaller tensor, broadcastable to the full one; meaningless for removed."""
+        """Where the positions of a dimension lie in the smaller tensor, broadcastable to the full one; meaningless
+        for removed."""
         coords = [coordinates(e, symbols) if e else {} for e in dims]
         index = torch.arange(_number(expr_size(dims[dim]), symbols))
         return self._renumber(dims[dim], index, torch.ones_like(index, dtype=torch.bool), dim, coords, symbols)
@@ -237,7 +249,9 @@ def accumulate(values: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Ax
             for (place, coordinate), size in zip(places, shape, strict=True):
                 index = index * size + _along((involved.index(place), coordinate.clamp(min=0)), len(involved))
             valid = _along((involved.index(dim), occurrence >= 0), len(involved)).expand(reduced.shape)
-            result.view(-1).index_add_(0, index.expand(reduced.shape)[valid].to(values.device), reduced[valid.to(values.device)])
+            result.view(-1).index_add_(
+                0, index.expand(reduced.shape)[valid].to(values.device), reduced[valid.to(values.device)]
+            )
     return result
 
 

@@ -1,13 +1,14 @@
 """Terms: a dimension as a product of axes and concatenations, and their unification.
 
-An *axis* is a set of positions that must be indexed together wherever it appears. An *expression* is a product of factors,
-major to minor; a factor is an axis or a concatenation of expressions. The empty product has size 1.
+An *axis* is a set of positions that must be indexed together wherever it appears. An *expression* is a product of
+factors, major to minor; a factor is an axis or a concatenation of expressions. The empty product has size 1.
 
     qkv.weight[0] = [h·d | h·d | h·d']        one factor, a concatenation of three products
 
-`Terms.unify` finds the common refinement of two expressions and binds axes to the finer terms everywhere: `64` against `4·16`
-becomes `4·16`, `[a|b]` against `h·d` splits `h` where the cut falls on a multiple of `d`. Where no common refinement exists
-all axes involved become fixed, with the reason. Every binding remembers the node and the rule that made it.
+`Terms.unify` finds the common refinement of two expressions and binds axes to the finer terms everywhere: `64` against
+`4·16` becomes `4·16`, `[a|b]` against `h·d` splits `h` where the cut falls on a multiple of `d`. Where no common
+refinement exists all axes involved become fixed, with the reason. Every binding remembers the node and the rule that
+made it.
 """
 
 from __future__ import annotations
@@ -176,7 +177,9 @@ class Terms:
                 self._conflict([a], [b], ls, rs, reason)
             ls, rs = list(self.resolve(tuple(ls))), list(self.resolve(tuple(rs)))
         if ls or rs:
-            self.fix((*ls, *rs), Reason(f"the sizes do not match; {reason.text}", reason.node, reason.rule, reason.line))
+            self.fix(
+                (*ls, *rs), Reason(f"the sizes do not match; {reason.text}", reason.node, reason.rule, reason.line)
+            )
 
     def _match(self, a: Factor, b: Factor, ls: list[Factor], rs: list[Factor], reason: Reason) -> bool:
         """Unifies the minor factors `a` and `b`; what remains of the larger one goes back on its stack."""
@@ -224,7 +227,9 @@ class Terms:
             if size_a == size_b:
                 self.unify(a, b, reason)
             elif not (isinstance(size_a, int) and isinstance(size_b, int)):
-                self.fix((Cat((a, *left, b, *right)),), Reason("parts of symbolic sizes are not comparable", reason.node))
+                self.fix(
+                    (Cat((a, *left, b, *right)),), Reason("parts of symbolic sizes are not comparable", reason.node)
+                )
                 return
             elif size_a < size_b:
                 b_head, b_tail = self.cut(b, size_a, reason)
@@ -272,7 +277,9 @@ class Terms:
 
     def _uncuttable(self, expr: Expr, offset: Size, total: Size, reason: Reason) -> tuple[Expr, Expr]:
         head, tail = self.fresh(offset), self.fresh(_simple(total - offset))
-        why = Reason(f"a cut at {offset} does not fall on a multiple of the inner axes", reason.node, reason.rule, reason.line)
+        why = Reason(
+            f"a cut at {offset} does not fall on a multiple of the inner axes", reason.node, reason.rule, reason.line
+        )
         self.fix((*expr, *head, *tail), why)
         return head, tail
 
@@ -299,7 +306,8 @@ def _smaller(a: Size, b: Size) -> bool:
 
 
 def concatenate(parts: Iterable[Expr]) -> Expr:
-    """The concatenation of resolved expressions as an expression: nested ones are flattened, a single part is itself."""
+    """The concatenation of resolved expressions as an expression: nested ones are flattened, a single part is
+    itself."""
     flat: list[Expr] = []
     for part in parts:
         if len(part) == 1 and isinstance(part[0], Cat):

@@ -1,0 +1,137 @@
+"""Saved programs: damaged, hostile, or in the way. (That they compute the same is in tests/models/test_proofs.py.)"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxslim.graph.capture import capture
+from fxslim.graph.errors import InputError
+from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.serialize import GRAPH_FILE, INPUTS_FILE, WEIGHTS_FILE, is_saved_program, load, save
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    return save(capture(model, (torch.randn(3, 4),)), tmp_path / "saved")
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads((path / GRAPH_FILE).read_text())
+    change(data)
+    (path / GRAPH_FILE).write_text(json.dumps(data))
+
+
+def operator(name: str) -> Callable[[dict[str, Any]], object]:
+    def change(data: dict[str, Any]) -> None:
+        next(n for n in data["nodes"] if n["target"] == "aten.relu.default")["target"] = name
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system", "builtins.eval", "aten.__class__.x", "aten.relu.__class__", "aten.relu.default.__init__", "aten.relu",
+        "aten.relu.op", "aten.nothing.default", "aten._dir.default", "prim.device.default", "operator.attrgetter", "", "aten..",
+        "torch.load", "aten.relu.__call__",
+    ],
+)  # fmt: skip
+def test_only_atens_operators_are_loaded(saved: Path, name: str) -> None:
+    edit(saved, operator(name))
+    with pytest.raises(InputError, match="operator|not allowed"):
+        load(saved)
+
+
+def first_weight(data: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(data["weights"].values()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(format=99),
+        lambda d: d.pop("nodes"),
+        lambda d: d.update(nodes=3),
+        lambda d: d["nodes"].pop(0),
+        lambda d: d["nodes"].reverse(),
+        lambda d: d["nodes"][-1].update(op="call_module"),
+        lambda d: d["nodes"].pop(),
+        lambda d: d["weights"].update(ghost=first_weight(d)),
+        lambda d: d["weights"].pop("0.weight"),
+        lambda d: d.update(inputs={"set": []}),
+        lambda d: d.update(outputs="nothing"),
+        lambda d: d.update(dynamic={"input": {"x": "rows"}}),
+    ],
+)
+def test_damaged_graphs_are_refused(saved: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(saved, change)
+    with pytest.raises(InputError):
+        load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_what_is_no_json_is_refused(saved: Path, text: str) -> None:
+    (saved / GRAPH_FILE).write_text(text)
+    with pytest.raises(InputError, match=r"damaged|unknown format"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", [GRAPH_FILE, WEIGHTS_FILE, INPUTS_FILE])
+def test_missing_and_truncated_files_are_refused(saved: Path, name: str) -> None:
+    content = (saved / name).read_bytes()
+    for size in (0, 5, len(content) - 3):
+        (saved / name).write_bytes(content[:size])
+        with pytest.raises(InputError, match="damaged"):
+            load(saved)
+    (saved / name).unlink()
+    with pytest.raises(InputError, match="missing"):
+        load(saved)
+
+
+def test_an_existing_directory_is_not_overwritten(saved: Path) -> None:
+    program = load(saved)
+    before = {f.name: f.read_bytes() for f in saved.iterdir()}
+    with pytest.raises(InputError, match="exists and is not empty"):
+        save(program, saved)
+    assert {f.name: f.read_bytes() for f in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["saved"], "no temporary files stay behind"
+    (saved.parent / "empty").mkdir()
+    assert is_saved_program(save(program, saved.parent / "empty"))
+    (saved.parent / "file").write_text("mine")
+    with pytest.raises(InputError):
+        save(program, saved.parent / "file")
+    assert (saved.parent / "file").read_text() == "mine"
+
+
+def test_numbers_that_json_does_not_know_survive(tmp_path: Path) -> None:
+    class Bounds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(x > 1, -math.inf).clamp(max=math.inf).nan_to_num(neginf=0.1 + 0.2)
+
+    x = torch.randn(20)
+    again = load(save(capture(Bounds(), (x,)), tmp_path / "saved"))
+    assert torch.equal(Evaluator(again).run([x])[0], Bounds()(x))
+    json.loads((tmp_path / "saved" / GRAPH_FILE).read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+
+
+def test_operators_of_others_cannot_be_saved(tmp_path: Path) -> None:
+    library = torch.library.Library("fxslim_test", "FRAGMENT")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+
+    class Custom(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.fxslim_test.twice(x)
+
+    with pytest.raises(InputError, match=r"fxslim_test\.twice\.default is not ATen's"):
+        save(capture(Custom(), (torch.randn(3),)), tmp_path / "saved")
+    assert not list(tmp_path.iterdir())

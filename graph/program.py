@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import sympy
@@ -144,7 +145,11 @@ class Program:
         info = _PyTreeInfo(list(self.arg_names), self.in_spec, self.out_spec)
         graph.set_codegen(_PyTreeCodeGen(info))
         output.args = (list(output.args[0]),)
-        return fx.GraphModule(self.root(), graph)
+        module = fx.GraphModule(self.root(), graph)
+        for weight in self.info.values():
+            for alias in weight.aliases:  # a GraphModule takes over only what its graph reads: one name of each weight
+                _register(module, alias, attrgetter(weight.name)(module), weight.persistent)
+        return module
 
     def _copied_graph(self) -> fx.Graph:
         return self.clone().graph

@@ -48,11 +48,12 @@ class Rewriter:
 
         if name in self.program.info:
             raise VerifyError(f"a weight called {name!r} exists already", at=self.pass_name)
+        value = fake_value(tensor, _mode(self.program))
         self.program.weights[name] = tensor
         self.program.info[name] = Weight(name, tuple(tensor.shape), tensor.dtype, trainable)
         with self.program.graph.inserting_before(before):
             node = self.program.graph.get_attr(name)
-        node.meta = {"val": fake_value(tensor, _mode(self.program)), "from_pass": self.pass_name}
+        node.meta = {"val": value, "from_pass": self.pass_name}
         self.edits["weight"] += 1
         return node
 

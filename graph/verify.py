@@ -40,7 +40,8 @@ def _verify_weights(program: Program) -> None:
         if info is None or tensor is None:
             raise VerifyError(f"the graph reads the weight {name!r}, which the program does not have", at=where(node))
         if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
-            raise VerifyError(f"the weight {name!r} is {tuple(tensor.shape)}, recorded as {info.shape}", at=where(node))
+            found, recorded = f"{tensor.dtype} {tuple(tensor.shape)}", f"{info.dtype} {info.shape}"
+            raise VerifyError(f"the weight {name!r} is {found}, recorded as {recorded}", at=where(node))
         if tuple(node.meta["val"].shape) != info.shape:
             raise VerifyError(
                 f"the weight {name!r} is {info.shape}, its node says {tuple(node.meta['val'].shape)}", at=where(node)

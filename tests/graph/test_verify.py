@@ -73,7 +73,7 @@ def test_a_program_as_captured_is_well_formed(program: Program) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (wrong_shape, r"the weight '0\.weight' is \(5, 4\), recorded as \(6, 4\)"),
+        (wrong_shape, r"the weight '0\.weight' is torch\.float32 \(5, 4\), recorded as torch\.float32 \(6, 4\)"),
         (wrong_type, r"the weight '0\.weight' is .*float64"),
         (lost, r"reads the weight '0\.bias', which the program does not have"),
         (unread, "weights that no node reads: idle"),

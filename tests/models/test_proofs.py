@@ -60,7 +60,9 @@ def slimmed(net: Captured) -> Program:
 def cut_inputs(slim: Program, flat: list[Tensor]) -> list[Tensor]:
     """Inputs for a slim program: caches are as wide as it says."""
     return [
-        torch.randn([t if isinstance(s, torch.SymInt) else s for s, t in zip(node.meta["val"].shape, value.shape, strict=True)])
+        torch.randn(
+            [t if isinstance(s, torch.SymInt) else s for s, t in zip(node.meta["val"].shape, value.shape, strict=True)]
+        )
         if value.is_floating_point()
         else value
         for node, value in zip(slim.graph.find_nodes(op="placeholder"), flat, strict=True)
@@ -162,7 +164,9 @@ def test_integers_come_out_bit_for_bit(name: str) -> None:
     """Small integer weights and inputs add without rounding: no tolerance hides a position that was mixed up."""
     net = captured(name, integer=True)
     for seed in range(3):
-        proof = prove(net.analysis, random_plan(net.analysis, seed, inexact=True), [net.analysis.program.example_inputs])
+        proof = prove(
+            net.analysis, random_plan(net.analysis, seed, inexact=True), [net.analysis.program.example_inputs]
+        )
         assert [o.error for o in proof.outputs] == [0.0] * len(proof.outputs)
     outputs = Evaluator(net.analysis.program, dtype=torch.float64).run(net.analysis.program.example_inputs)
     assert any(bool((o != 0).any()) for o in outputs)

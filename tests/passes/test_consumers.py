@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,16 @@ def consumer_of(model: nn.Module, x: Tensor) -> tuple[Consumer, Any]:
     return consumer, axes
 
 
-@pytest.mark.parametrize("case", CASES)
+STRINGS = ("conv1d same", "conv2d same", "conv2d valid")
+ALL = [
+    pytest.param(c, marks=pytest.mark.xfail(strict=True, reason="aten.conv2d.padding has no rule"))
+    if c in STRINGS
+    else c
+    for c in CASES
+]
+
+
+@pytest.mark.parametrize("case", ALL)
 def test_columns_times_matrix_is_the_operator(case: str) -> None:
     function, weight, bias, shape = CASES[case]
     model, x = Applied(function, weight, bias).double(), torch.randn(shape).double()
@@ -82,7 +92,7 @@ def test_columns_times_matrix_is_the_operator(case: str) -> None:
     torch.testing.assert_close(y, flat, rtol=CLOSE, atol=CLOSE)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_from_matrix_undoes_matrix(case: str) -> None:
     function, weight, bias, shape = CASES[case]
     model = Applied(function, weight, bias)
@@ -163,7 +173,7 @@ def test_what_cannot_be_refitted_is_said_in_words(model: nn.Module, shape: tuple
     assert found == []
     assert refused
     for text in refused:
-        assert pytest.importorskip("re").search(message, text)
+        assert re.search(message, text)
 
 
 def test_the_product_of_two_activations_is_neither() -> None:

@@ -37,20 +37,28 @@ def test_magnitude_per_head() -> None:
     for h in range(3):
         for d in range(5):
             row = h * 5 + d
-            wanted[h, d] = w["v.weight"][row].square().sum() + w["v.bias"][row].square() + w["o.weight"][:, row].square().sum()
+            wanted[h, d] = (
+                w["v.weight"][row].square().sum() + w["v.bias"][row].square() + w["o.weight"][:, row].square().sum()
+            )
     torch.testing.assert_close(magnitude(analysis, analysis.group("v.weight[0].value-dims")), wanted.sqrt())
 
 
 def test_magnitude_of_heads_and_of_parts_of_a_concatenation() -> None:
     analysis = captured("attention").analysis
     w = weights(analysis)
-    heads = sum(w[n].reshape(3, -1).square().sum(1) for n in ("q.weight", "k.weight", "v.weight", "q.bias", "k.bias", "v.bias"))
+    heads = sum(
+        w[n].reshape(3, -1).square().sum(1) for n in ("q.weight", "k.weight", "v.weight", "q.bias", "k.bias", "v.bias")
+    )
     heads = heads + w["o.weight"].reshape(8, 3, 5).square().sum((0, 2))
     torch.testing.assert_close(magnitude(analysis, analysis.group("q.weight[0].heads")), heads.sqrt())
 
     analysis = captured("unet").analysis
     w = weights(analysis)
-    up = w["up.weight"].square().sum((0, 2, 3)) + w["up.bias"].square() + w["leave.weight"][:, :6].square().sum((0, 2, 3))
+    up = (
+        w["up.weight"].square().sum((0, 2, 3))
+        + w["up.bias"].square()
+        + w["leave.weight"][:, :6].square().sum((0, 2, 3))
+    )
     torch.testing.assert_close(magnitude(analysis, analysis.group("up.weight[1]")), up.sqrt())
 
 
@@ -114,7 +122,10 @@ def test_column_scores_of_two_consumers_add_up(analyse: Analyse) -> None:
 def test_column_scores_per_head() -> None:
     analysis = captured("attention").analysis
     batches = [[torch.randn(2, 5, 8)], [torch.randn(3, 4, 8)]]
-    norms, (consumer,) = torch.zeros(15).double(), [c for c in find_consumers(analysis.axes)[0] if c.weight == "o.weight"]
+    norms, (consumer,) = (
+        torch.zeros(15).double(),
+        [c for c in find_consumers(analysis.axes)[0] if c.weight == "o.weight"],
+    )
     for batch in batches:
         evaluator = Evaluator(analysis.program)
         env = evaluator.bind(batch)
@@ -122,12 +133,17 @@ def test_column_scores_per_head() -> None:
         evaluator.advance(env, analysis.program.graph.nodes, lambda n, v, s=seen: s.update({n.name: v}))
         norms += seen[consumer.source.name].reshape(-1, 15).double().square().sum(0)
     wanted = (analysis.program.weights["o.weight"].double().abs().sum(0) * norms.sqrt()).view(3, 5)
-    torch.testing.assert_close(scored(analysis, "v.weight[0].value-dims", batches), wanted.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        scored(analysis, "v.weight[0].value-dims", batches), wanted.detach(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_largest_are_kept_and_ties_go_to_the_earlier() -> None:
     assert top(torch.tensor([1.0, 3.0, 2.0]), 2).tolist() == [False, True, True]
-    assert top(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]), 2).tolist() == [[True, True, False], [False, True, True]]
+    assert top(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]), 2).tolist() == [
+        [True, True, False],
+        [False, True, True],
+    ]
 
 
 def test_column_scores_need_data_and_strategies_a_known_name(analyse: Analyse) -> None:

@@ -109,7 +109,17 @@ def test_positions_are_whole_numbers(pair: Analysis, plan: Plan, kept: list[Any]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nothing", "[]", "3", "null", '{"format": 1}', '{"format": 1, "fingerprint": "", "cuts": [{}]}', '{"format": 2}']
+    "text",
+    [
+        "",
+        "nothing",
+        "[]",
+        "3",
+        "null",
+        '{"format": 1}',
+        '{"format": 1, "fingerprint": "", "cuts": [{}]}',
+        '{"format": 2}',
+    ],
 )
 def test_what_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="plan"):

@@ -23,7 +23,10 @@ from tests.models.nets import captured
 @pytest.mark.parametrize("name", ["mlp", "resnet", "grouped", "attention", "decoder"])
 def test_keeping_everything_edits_nothing(name: str) -> None:
     analysis = captured(name).analysis
-    full = tuple(Cut.from_mask(g, torch.ones([int(a.size) for a in (*g.batch, g.axis)], dtype=torch.bool)) for g in analysis.prunable)
+    full = tuple(
+        Cut.from_mask(g, torch.ones([int(a.size) for a in (*g.batch, g.axis)], dtype=torch.bool))
+        for g in analysis.prunable
+    )
     for plan in (Plan(analysis.program.fingerprint(), ()), Plan(analysis.program.fingerprint(), full)):
         result = Prune(plan)(analysis)
         assert result.edits == Counter()

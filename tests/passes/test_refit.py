@@ -18,7 +18,10 @@ def moment(x: Tensor) -> SecondMoment:
 
 def correlated(tokens: int, columns: int, mean: float = 0.0) -> Tensor:
     """Columns that explain one another, as activations do."""
-    return torch.randn(tokens, columns).double() @ (torch.eye(columns) + 0.4 * torch.randn(columns, columns)).double() + mean
+    return (
+        torch.randn(tokens, columns).double() @ (torch.eye(columns) + 0.4 * torch.randn(columns, columns)).double()
+        + mean
+    )
 
 
 def kept_of(columns: int, *removed: int) -> Tensor:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="parts of model names")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    with suppress(ModuleNotFoundError):
+        shim_torchvision()  # before anything imports it: transformers looks for it too
     rows: list[dict[str, str]] = []
     for name in ZOO:
         if options.only and not any(part in name for part in options.only):

@@ -43,7 +43,7 @@ Of = Annotated[Literal["params", "macs"], typer.Option(help="What --keep is a sh
 ImportanceName = Annotated[
     Literal["fasp", "magnitude", "random"] | None,
     typer.Option(
-        help="How positions are chosen. Default: fasp with calibration text, else magnitude.", show_default=False
+        help="How positions are chosen. Default: fasp with calibration data, else magnitude.", show_default=False
     ),
 ]
 Calibration = Annotated[

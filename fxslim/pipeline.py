@@ -280,8 +280,8 @@ def _refuse_unscorable(source: Source, evaluation: Batches | None) -> None:
 
 
 def default_importance(calibration: Batches | None) -> Importance:
-    """FASP for text, which it was made for; magnitudes for all else: on the bundled image model they do better."""
-    return "fasp" if calibration is not None and calibration.tokens else "magnitude"
+    """Column scores where there is calibration data to take them from, magnitudes where there is none."""
+    return "magnitude" if calibration is None else "fasp"
 
 
 def _plan(

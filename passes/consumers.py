@@ -18,7 +18,10 @@ from fxslim.graph.axes.terms import Expr, expr_size
 __all__ = ["Consumer", "find_consumers"]
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+_CONVOLUTIONS = {
+    aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3,
+    aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3,
+}  # fmt: skip
 _TRANSPOSED = (aten.addmm.default, aten.mm.default, aten.matmul.default)  # the weight is stored [k, n]
 
 

@@ -31,6 +31,7 @@ KINDS = (
 _CONVOLUTIONS = frozenset(
     {
         aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default,
+        aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
         aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     }
 )  # fmt: skip

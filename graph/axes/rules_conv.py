@@ -25,7 +25,11 @@ def _groups(call: Call, new: NewSizes) -> Mapping[str, Any]:
     return {"groups": new.letter("g")}
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, literals=_groups)
+@rule(
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+    literals=_groups,
+)  # fmt: skip
 def conv(call: Call) -> DimRule:
     """Convolution over 1 to 3 spatial dimensions; `g` groups of `c` inputs and `o` outputs each."""
     return _conv_rule(call, transposed=False, groups=int(call.arg("groups")))

@@ -97,7 +97,8 @@ def test_the_command_says_what_was_asked(options: SlimOptions, monkeypatch: pyte
 
 def test_the_default_importance(data: str) -> None:
     batches = pipeline.read_data(load_model(CLASSIFIER), data, window=None)
-    assert default_importance(batches) == default_importance(None) == "magnitude"
+    assert default_importance(batches) == "fasp"
+    assert default_importance(None) == "magnitude"
 
 
 def test_the_default_importance_of_text(tiny_opt: Path, tmp_path: Path) -> None:

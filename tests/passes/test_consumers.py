@@ -64,13 +64,7 @@ def consumer_of(model: nn.Module, x: Tensor) -> tuple[Consumer, Any]:
     return consumer, axes
 
 
-STRINGS = ("conv1d same", "conv2d same", "conv2d valid")
-ALL = [
-    pytest.param(c, marks=pytest.mark.xfail(strict=True, reason="aten.conv2d.padding has no rule"))
-    if c in STRINGS
-    else c
-    for c in CASES
-]
+ALL = list(CASES)
 
 
 @pytest.mark.parametrize("case", ALL)

@@ -59,8 +59,14 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "aten.constant_pad_nd.default": ("a b c -> a b pc | fixed c pc", "general"),
     "aten.contiguous.default": ("a b -> a b", "general"),
     "aten.conv1d.default": ("b c h, o c y, o -> b o i | fixed h y i | permutation b", "general"),
+    "aten.conv1d.padding": ("b c h, o c y, o -> b o i | fixed h y i | permutation b", "general"),
     "aten.conv2d.default": ("b c h w, o c y x, o -> b o i j | fixed h w y x i j | permutation b", "general"),
+    "aten.conv2d.padding": ("b c h w, o c y x, o -> b o i j | fixed h w y x i j | permutation b", "general"),
     "aten.conv3d.default": (
+        "b c h w z, o c y x u, o -> b o i j l | fixed h w z y x u i j l | permutation b",
+        "general",
+    ),
+    "aten.conv3d.padding": (
         "b c h w z, o c y x u, o -> b o i j l | fixed h w z y x u i j l | permutation b",
         "general",
     ),

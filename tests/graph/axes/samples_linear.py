@@ -173,6 +173,7 @@ def _ordered() -> Iterator[Sample]:
 _SPATIAL = {1: (8,), 2: (7, 6), 3: (5, 4, 6)}
 _KERNEL = {1: (3,), 2: (2, 3), 3: (2, 3, 2)}
 _CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+_PADDED = {1: aten.conv1d.padding, 2: aten.conv2d.padding, 3: aten.conv3d.padding}
 _BACK = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
 
 
@@ -187,6 +188,10 @@ def _convolutions() -> Iterator[Sample]:
         yield Sample(op, (real(2, 4, *size), real(4, 1, *kernel), real(4)), {"groups": 4}, note="depthwise")
         yield Sample(op, (real(2, 4, *size), real(12, 1, *kernel)), {"groups": 4}, note="multiplier")
         yield Sample(op, (real(2, 6, *size), real(3, 2, *kernel)), {"groups": 3}, note="one output a group")
+    for rank, op in _PADDED.items():
+        size, kernel = _SPATIAL[rank], _KERNEL[rank]
+        yield Sample(op, (real(2, 4, *size), real(3, 4, *kernel), real(3), [1] * rank, "same"))
+        yield Sample(op, (real(2, 6, *size), real(9, 2, *kernel)), {"padding": "valid", "groups": 3}, note="groups")
     yield Sample(aten.conv2d.default, (real(2, 4, 5, 6), real(3, 4, 1, 1), real(3)), note="1x1")
     rest = ([1, 1], [0, 0], [1, 1])
     yield Sample(aten.convolution.default, (real(2, 6, 7, 6), real(9, 2, 2, 3), real(9), *rest, False, [0, 0], 3))

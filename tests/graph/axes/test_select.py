@@ -50,13 +50,28 @@ def walk(expr: Expr) -> Iterator[dict[Axis, int]]:
 
 
 def brute(tensor: Tensor, dims: Sequence[Expr], kept: Mapping[Axis, Kept]) -> list[float]:
-    """The elements that remain, in order."""
+    """The elements that remain, in the order of the smaller tensor: positions count among those that their row keeps."""
     found = []
     for place in itertools.product(*(list(enumerate(walk(e))) for e in dims)):
         where = {a: i for _, coords in place for a, i in coords.items()}
         if all(bool(k.mask[(*(where[b] for b in k.batch), where[a])]) for a, k in kept.items() if a in where):
-            found.append(float(tensor[tuple(i for i, _ in place)]))
-    return found
+            key = tuple(_small(e, i, {**where, **own}, kept) for e, (i, own) in zip(dims, place, strict=True))
+            found.append((key, float(tensor[tuple(i for i, _ in place)])))
+    return [value for _, value in sorted(found)]
+
+
+def _small(expr: Expr, index: int, where: Mapping[Axis, int], kept: Mapping[Axis, Kept]) -> tuple[int, ...]:
+    """Where a position of a dimension stands among its like: rank by rank in a product, as it is in a concatenation."""
+    if any(isinstance(f, Cat) for f in expr):
+        return (index,)
+    return tuple(_rank(f, where, kept) for f in expr if isinstance(f, Axis))
+
+
+def _rank(axis: Axis, where: Mapping[Axis, int], kept: Mapping[Axis, Kept]) -> int:
+    if axis not in kept:
+        return where[axis]
+    row = kept[axis].mask[tuple(where[b] for b in kept[axis].batch)]
+    return int(row[: where[axis]].sum())
 
 
 HALVES = (Cat(((E,), (E,))),)

@@ -126,7 +126,7 @@ def test_the_scale_of_attention_is_written_down() -> None:
 
 
 def test_sizes_that_are_known_are_written_down() -> None:
-    """An inferred -1 would be resolved when a saved program is loaded, and make another fingerprint of the same graph."""
+    """An inferred -1 would be resolved when a saved program is loaded: another fingerprint of the same graph."""
 
     class Heads(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

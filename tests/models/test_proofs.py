@@ -1,8 +1,7 @@
-"""The statement that fxslim rests on, for every kind of model: slim program = original with the removed units masked."""
+"""What fxslim rests on, for every kind of model: slim program = original with the removed units masked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,9 +30,9 @@ SIZES = ((1, 1), (3, 7), (5, 2))
 
 
 @pytest.fixture(params=NETS, scope="module")
-def net(request: pytest.FixtureRequest) -> Iterator[Captured]:
+def net(request: pytest.FixtureRequest) -> Captured:
     """Every model; the scope keeps all tests of one model together."""
-    yield captured(request.param)
+    return captured(request.param)
 
 
 def random_plan(analysis: Analysis, seed: int, *, inexact: bool = False) -> Plan:

@@ -41,7 +41,7 @@ def test_edits_are_counted(pair: Analysis) -> None:
 
 
 def test_a_convolution_without_groups_has_no_argument_to_edit() -> None:
-    """The default `groups=1` is not written down: that would be counted as an edit, and would change the fingerprint."""
+    """The default `groups=1` is not written down: it would count as an edit, and change the fingerprint."""
     analysis = captured("unet").analysis
     assert Prune(make_plan(analysis, width=0.5))(analysis).edits["arguments"] == 0
 

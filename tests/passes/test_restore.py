@@ -107,7 +107,7 @@ def test_empty_and_spoiled_calibration_is_refused(deep: Analysis) -> None:
         lambda: restore_weights(deep, plan.selection(deep), []),
         lambda: apply_plan(deep, plan, calibration=[]),
     ):
-        with pytest.raises(InputError, match="calibration data.* empty"):
+        with pytest.raises(InputError, match=r"calibration data.* empty"):
             call()
     with pytest.raises(InputError, match="restoration needs calibration data"):
         apply_plan(deep, plan, "least-squares")

@@ -50,7 +50,7 @@ def walk(expr: Expr) -> Iterator[dict[Axis, int]]:
 
 
 def brute(tensor: Tensor, dims: Sequence[Expr], kept: Mapping[Axis, Kept]) -> list[float]:
-    """The elements that remain, in the order of the smaller tensor: positions count among those that their row keeps."""
+    """The elements that remain, in the order of the smaller tensor: positions count among those of their row."""
     found = []
     for place in itertools.product(*(list(enumerate(walk(e))) for e in dims)):
         where = {a: i for _, coords in place for a, i in coords.items()}

@@ -163,13 +163,27 @@ def prove(
 
 
 def _analysis(program: Program | Analysis) -> Analysis:
-    return program if isinstance(program, Analysis) else analyze(program)
+    if isinstance(program, Analysis):
+        return program
+    if not isinstance(program, Program):
+        raise InputError(
+            f"expected a Program or an Analysis, got {type(program).__name__}",
+            remedy="capture the module first: fxslim.capture",
+        )
+    return analyze(program)
 
 
 def _listed(batches: Any) -> list[Sequence[Tensor]] | None:
     if batches is None:
         return None
-    listed = list(batches)
+    listed = [] if isinstance(batches, Tensor | str) else list(batches)
+    if isinstance(batches, Tensor | str) or not all(
+        isinstance(batch, tuple | list) and all(isinstance(value, Tensor) for value in batch) for batch in listed
+    ):
+        raise InputError(
+            "calibration data must be batches of flat inputs: a list of tuples of tensors",
+            remedy="[(x,) for x in batches], or fxslim.data.load_batches for files",
+        )
     if not listed:
         raise InputError("the calibration data is empty", remedy="give at least one batch")
     return listed

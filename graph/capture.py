@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,9 +29,12 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any | None = None,
+    caches: Mapping[str, str] | None = None,
 ) -> Program:
     """The Program of `model.forward(*args, **kwargs)` in evaluation mode.
 
+    `caches` names cache inputs and the outputs that replace them, whose static sizes may shrink together; without it,
+    inputs whose names say so (past, cache, state, memory) and that come back longer are taken for caches.
     `dynamic_shapes` follows `torch.export`; a plain string in place of a `Dim` names a dynamic dimension, equal strings
     being one dimension. The model's weights are shared, not copied; its training flags are left as they were.
 
@@ -39,7 +44,28 @@ def capture(
     given, named = pytree.tree_map_only(torch.Tensor, _plain, (tuple(args), dict(kwargs or {})))
     with _evaluation_mode(model):
         exported = export_strategies(model, given, named, dynamic_shapes)
-    return capture_exported(exported, canonical_names(model), _names_of_dims(exported, given, named, dynamic_shapes))
+    shapes = _by_position(model, given, dynamic_shapes)
+    program = capture_exported(exported, canonical_names(model), _names_of_dims(exported, given, named, shapes))
+    program.caches = None if caches is None else _checked_caches(program, caches)
+    return program
+
+
+def _by_position(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> Any:
+    """The specification with positional arguments first, in the order of `forward`."""
+    if not isinstance(dynamic_shapes, dict) or not args:
+        return dynamic_shapes
+    names = list(inspect.signature(model.forward).parameters)[: len(args)]
+    return {name: dynamic_shapes.get(name) for name in (*names, *(k for k in dynamic_shapes if k not in names))}
+
+
+def _checked_caches(program: Program, caches: Mapping[str, str]) -> dict[str, str]:
+    for name, output in caches.items():
+        if name not in program.input_names or output not in program.output_names:
+            raise CaptureError(
+                f"caches: {name!r} -> {output!r} are not an input and an output",
+                remedy=f"inputs: {', '.join(program.input_names)}; outputs: {', '.join(program.output_names)}",
+            )
+    return dict(caches)
 
 
 def capture_exported(
@@ -92,7 +118,12 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|copyreg")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        yield
+        logger, level = logging.getLogger("torch"), logging.getLogger("torch").level
+        logger.setLevel(logging.CRITICAL + 1)  # what it would print is in the error that is raised
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -114,8 +145,8 @@ def export_strategies(
     problem: Exception | None = None
     for make in attempts if _has_names(dynamic_shapes) else attempts[:1]:
         dims: dict[str, Any] = {}
-        spec = _map_names(dynamic_shapes, lambda name, d=dims, m=make: d.setdefault(name, m(name)))  # type: ignore[misc]
         try:
+            spec = _map_names(dynamic_shapes, lambda name, d=dims, m=make: d.setdefault(name, m(name)))  # type: ignore[misc]
             with torch.no_grad(), _quiet():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except Exception as error:
@@ -248,7 +279,12 @@ def _names_of_dims(
     names: dict[str, str] = {}
     for node, spec in zip(nodes, _flat_specs(dynamic_shapes, args, kwargs), strict=False):
         for dim, name in _dims_of(spec).items():
-            size = node.meta["val"].shape[dim]
+            shape = node.meta["val"].shape
+            if not -len(shape) <= dim < len(shape):
+                raise CaptureError(
+                    f"dynamic_shapes: the input {node.name!r} has {len(shape)} dimensions, none is number {dim}"
+                )
+            size = shape[dim]
             if isinstance(size, torch.SymInt) and name:
                 names.setdefault(str(size.node.expr), name)
     return names
@@ -257,9 +293,8 @@ def _names_of_dims(
 def _flat_specs(dynamic_shapes: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """One specification for each flat input, in order (None where an input is static)."""
     if isinstance(dynamic_shapes, dict):
-        given = [dynamic_shapes[k] for k in kwargs if k in dynamic_shapes] if kwargs else list(dynamic_shapes.values())
-        if args and kwargs:
-            given = list(dynamic_shapes.values())
+        positional = [v for k, v in dynamic_shapes.items() if k not in kwargs][: len(args)]
+        given = [*positional, *(dynamic_shapes.get(k) for k in kwargs)]
     else:
         given = list(dynamic_shapes)
     flat: list[Any] = []

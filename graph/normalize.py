@@ -117,6 +117,14 @@ def _listed(value: Any) -> list[int]:
     return [int(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
+def _pad(node: fx.Node) -> None:
+    """Padding with a number has an operator of its own."""
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    if mode == "constant":
+        node.target, node.args, node.kwargs = aten.constant_pad_nd.default, (*node.args[:2], value or 0), {}
+
+
 def _reshape(node: fx.Node) -> None:
     """A view demands strides that another kernel, precision or width need not give; a reshape does not."""
     node.target = aten.reshape.default
@@ -132,6 +140,7 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.squeeze.default: _squeeze,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
+    aten.pad.default: _pad,
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
     aten.split.Tensor: _split_sizes,

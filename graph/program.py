@@ -83,6 +83,7 @@ class Program:
     arg_names: tuple[str, ...]  # names of the arguments of `forward` that were given
     source: str = "module"
     history: list[str] = field(default_factory=list)  # passes applied, in order
+    caches: dict[str, str] | None = None  # cache input -> output that replaces it; None: found by name
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -122,6 +123,7 @@ class Program:
         return Program(
             graph, self.weights.copy(), dict(self.info), self.in_spec, self.out_spec, self.example_inputs,
             {k: dict(v) for k, v in self.dynamic.items()}, self.arg_names, self.source, list(self.history),
+            None if self.caches is None else dict(self.caches),
         )  # fmt: skip
 
     def root(self) -> nn.Module:

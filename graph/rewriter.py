@@ -6,11 +6,14 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 
 from fxslim.graph.axes.analysis import Axes
@@ -126,7 +129,9 @@ class Rewriter:
             return [self._settle_one(node, o, v) for o, v in zip(olds, value, strict=True)]
         return self._settle_one(node, old, value)
 
-    def _settle_one(self, node: fx.Node, old: Any, new: Size) -> Any:
+    def _settle_one(self, node: fx.Node, old: Any, new: Size | None) -> Any:
+        if new is None:
+            return None  # an optional size, left to the operator
         if isinstance(old, int) and old == -1:
             return old
         if isinstance(new, int):
@@ -188,10 +193,19 @@ def evaluate_fake(node: fx.Node) -> Any:
     """
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     try:
-        with torch.no_grad():
+        # Python's decompositions keep sizes symbolic where the C++ kernels ask for numbers; no guard may specialise them.
+        with torch.no_grad(), enable_python_dispatcher(), _no_guards(args, kwargs):
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
-        raise VerifyError(f"the rewritten graph does not run: {error}", at=where(node)) from error
+        reason = str(error).strip().splitlines()[0]
+        raise VerifyError(f"the rewritten graph does not run: {reason}", at=where(node)) from error
+
+
+def _no_guards(args: Any, kwargs: Any) -> AbstractContextManager[None]:
+    values = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+    environment = getattr(detect_fake_mode(values), "shape_env", None) if values else None
+    guards: AbstractContextManager[None] = environment.suppress_guards() if environment is not None else nullcontext()
+    return guards
 
 
 def _compare(axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:

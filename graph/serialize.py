@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
+from fxslim.graph.axes.rules import REGISTRY
 from fxslim.graph.capture import capture_exported, export_strategies
 from fxslim.graph.errors import CaptureError, FxslimError, InputError
 from fxslim.graph.program import Program, Weight, WeightStore
@@ -74,6 +75,8 @@ def save(program: Program, directory: str | Path) -> Path:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in inputs}, temporary / INPUTS_FILE)
         (temporary / GRAPH_FILE).write_text(text, encoding="utf-8")
         temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            file.chmod(0o644)
         os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{str(target)!r} cannot be written: {error.strerror or error}") from error
@@ -118,6 +121,7 @@ def _encode_program(program: Program) -> dict[str, Any]:
         "arguments": list(program.arg_names),
         "inputs": _encode_spec(program.in_spec),
         "outputs": _encode_spec(program.out_spec),
+        "caches": program.caches,
         "dynamic": {name: {str(d): n for d, n in dims.items()} for name, dims in program.dynamic.items()},
         "weights": {
             w.name: {"trainable": w.trainable, "aliases": list(w.aliases), "persistent": w.persistent}
@@ -195,7 +199,14 @@ def _decode_target(text: str) -> Callable[..., Any]:
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
         raise InputError(f"this version of torch has no operator {text!r}")
+    if found not in REGISTRY and (found._schema.is_mutable or not _takes_tensors(found)):
+        raise InputError(f"the operator {text!r} is not allowed in a saved program")
     return found
+
+
+def _takes_tensors(op: torch._ops.OpOverload) -> bool:
+    """A function of tensors; operators without a rule that take none (reading files, random numbers) are not allowed."""
+    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
 
 
 def _encode_spec(spec: pytree.TreeSpec) -> Any:
@@ -241,6 +252,7 @@ def _decode_program(data: Mapping[str, Any], weights: dict[str, Tensor], inputs:
     program = _trace(draft, names)
     program.in_spec, program.out_spec, program.arg_names = in_spec, out_spec, tuple(data["arguments"])
     program.dynamic, program.source, program.history = dynamic, data["source"], list(data["history"])
+    program.caches = data.get("caches")
     program.info = {name: info[name] for name in program.info}
     return program
 

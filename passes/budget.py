@@ -70,6 +70,8 @@ def step_of(group: Group, round_to: int) -> int:
 
 
 def _count(group: Group, width: float, round_to: int) -> int:
+    if width >= 1:
+        return group.size
     step = step_of(group, round_to)
     rounded = math.floor(group.size * width / step + 0.5) * step
     return min(group.size, max(step, rounded))
@@ -87,8 +89,8 @@ def counts_for_width(groups: Sequence[Group], width: float, round_to: int = 1) -
 
 def check_share(value: float, name: str) -> None:
     """Raises InputError unless `value` lies in (0, 1]."""
-    if not 0.0 < value <= 1.0:
-        raise InputError(f"{name} must lie above 0 and at most 1, got {value:g}", remedy=f"{name}=0.7 keeps 70 %")
+    if not isinstance(value, int | float) or not 0.0 < value <= 1.0:
+        raise InputError(f"{name} must lie above 0 and at most 1, got {value}", remedy=f"{name}=0.7 keeps 70 %")
 
 
 def counts_for_keep(
@@ -122,7 +124,7 @@ def counts_for_keep(
         raise PlanError(
             f"keep={keep:g} of the {of} cannot be met within {TOLERANCE:.0%}: "
             f"the nearest share at one ratio is {share:.4f}",
-            remedy="ask for that share, or use a smaller round_to",
+            remedy=f"ask for keep={share:.4f}" + (", or use a smaller round_to" if round_to > 1 else ""),
         )
     return counts
 

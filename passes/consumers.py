@@ -150,8 +150,12 @@ def _consumer(axes: Axes, node: fx.Node) -> Consumer | str:
         bias, source, weight = (call.arg(n) for n in names[:3])
         if call.arg("beta") != 1 or call.arg("alpha") != 1:
             return f"{node.name}: addmm with factors"
+        if bias.meta["val"].shape != weight.meta["val"].shape[1:]:
+            return f"{node.name}: addmm with a broadcast first operand"
     elif node.target in _TRANSPOSED:
         source, weight, bias = call.tensors[0], call.tensors[1], None
+        if _constant(source):
+            return f"{node.name}: its weight is the left operand"
     else:
         return f"{node.name} ({node.target})" if any(t.op == "get_attr" for t in call.tensors) else ""
     if weight.op != "get_attr":
@@ -164,8 +168,8 @@ def _consumer(axes: Axes, node: fx.Node) -> Consumer | str:
     blocks = int(call.arg("groups")) if node.target in _CONVOLUTIONS else 1
     features = axes.dims(source)[dim]
     name = None if bias is None else str(bias.target)
-    if weight.meta["val"].dim() < 2:
-        return f"{node.name}: a weight of one dimension"
+    if weight.meta["val"].dim() != 2 and node.target not in _CONVOLUTIONS:
+        return f"{node.name}: a weight of {weight.meta['val'].dim()} dimensions"
     return Consumer(node, str(weight.target), name, source, features, blocks, node.target in _TRANSPOSED)
 
 

@@ -81,6 +81,7 @@ class Plan:
                 raise PlanError(f"the plan cuts {cut.group!r} twice", remedy="keep one of the entries")
             if cut.count < cut.size:
                 kept[group.axis] = Kept(group.batch if cut.batch else (), cut.mask())
+        _refuse_cycles(kept)
         return Selection(kept)
 
     def to_json(self) -> str:
@@ -134,6 +135,14 @@ class Plan:
             for c in self.cuts
         ]
         return "\n".join([f"plan for {self.fingerprint[:12]}", *rows])
+
+
+def _refuse_cycles(kept: Mapping[Any, Kept]) -> None:
+    """Raises PlanError if positions of one axis are chosen by those of another and the other way round."""
+    for axis, own in kept.items():
+        for other in own.batch:
+            if other in kept and axis in kept[other].batch:
+                raise PlanError("two groups are each cut differently for every position of the other")
 
 
 def _find(analysis: Analysis, cut: Cut) -> Group:

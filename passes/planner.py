@@ -69,11 +69,16 @@ def plan_and_restore(
     progress: Progress | None = None,
 ) -> tuple[Plan, Restoration | None]:
     """A plan as `make_plan` makes it, with the restoration that choosing by column scores brings about on the way
-    (None for other strategies): it is the one that restoring the finished plan on the same data would give."""
+    (None for other strategies, and where an inexact group is cut): it is the one that restoring the finished plan on the
+    same data would give."""
     if (keep is None) == (width is None):
         raise InputError("give either keep or width")
-    if round_to < 1:
-        raise InputError(f"round_to must be at least 1, got {round_to}")
+    if of not in ("params", "macs"):
+        raise InputError(f"unknown target {of!r}", remedy="choose params or macs")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to must be a whole number of at least 1, got {round_to}")
+    groups = [groups] if isinstance(groups, str) else groups
+    keep_fixed = [keep_fixed] if isinstance(keep_fixed, str) else keep_fixed
     chosen, notes = choose_groups(analysis, groups=groups, keep_fixed=keep_fixed, inexact=inexact)
     if importance == "fasp":
         chosen, more = _scored_by_consumers(analysis, chosen, explicit=groups is not None)
@@ -100,6 +105,8 @@ def plan_and_restore(
         "seed": seed, "groups": list(groups) if groups is not None else None, "keep_fixed": list(keep_fixed),
     }  # fmt: skip
     plan = Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes))
+    if any(not g.exact for g in cut):
+        restoration = None  # decided behind norms that ran uncut: the finished plan has to be restored by itself
     return plan, restoration
 
 

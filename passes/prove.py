@@ -38,6 +38,7 @@ class Proof:
 
     outputs: tuple[OutputError, ...]
     tolerance: float
+    cuts: int  # groups that the plan cuts
     inexact: tuple[str, ...]  # places at which removing a unit changes values that stay, by group
 
     @property
@@ -54,7 +55,12 @@ class Proof:
     def ok(self) -> bool:
         """Whether every output agrees. For inexact groups the agreement is with the original whose tied operators
         (listed in `inexact`) see the kept units alone: the rewrite is right, but pruned is not the same as masked."""
-        return all(o.error <= self.tolerance for o in self.outputs)
+        return self.conclusive and all(o.error <= self.tolerance for o in self.outputs)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether masking changed anything: where it did not, agreement says nothing (or the plan cuts nothing)."""
+        return not self.cuts or self.effect > 0
 
     @property
     def exact(self) -> bool:
@@ -62,7 +68,9 @@ class Proof:
         return not self.inexact
 
     def __str__(self) -> str:
-        verdict = "proven" if self.ok else "NOT proven"
+        if not self.cuts:
+            return f"nothing is cut; both programs agree to {self.max_error:.1e}"
+        verdict = "proven" if self.ok else "NOT proven" if self.conclusive else "NOT proven (masking had no effect)"
         scope = "exact" if self.exact else f"up to {len(self.inexact)} tied places"
         return f"{verdict} ({scope}): relative error {self.max_error:.1e}, masking changes outputs by {self.effect:.1e}"
 
@@ -90,7 +98,10 @@ def prove(
         original = whole.run(tensors)
         got = small.run(_cut_inputs(analysis, selection, tensors))
         errors += _compare(analysis, selection, tensors, wanted, original, got, number)
-    return Proof(tuple(errors), tolerance, inexact_places(analysis, plan))
+    if not errors:
+        raise CheckError("the program returns no tensor: there is nothing to compare")
+    cuts = sum(c.count < c.size for c in plan.cuts)
+    return Proof(tuple(errors), tolerance, cuts, inexact_places(analysis, plan))
 
 
 def inexact_places(analysis: Analysis, plan: Plan) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def restore_weights(
 
     The second moments are those of the compressed upstream plus those of the original one: the former alone let a
     refit follow the errors that its upstream makes on the calibration data (`upstream="compressed"`;
-    benchmarks/results/quality.md has both).
+    on an OPT of 12 M parameters at half width perplexity 39.3 instead of 38.7, dense 36.8).
 
     A `chooser` adds to the selection on the way: the positions of a group are chosen when its first consumer is met.
 
@@ -110,9 +110,10 @@ def _split(walk: CalibrationWalk, consumer: Consumer) -> tuple[SecondMoment, Sec
     values = list(walk.values(consumer.source))
     batches = len(values) // walk.passes
     if batches == 1:
-        columns = torch.cat([consumer.columns(value) for value in values], dim=1)
-        held = (columns.new_ones(columns.shape[1]).cumsum(0) % HELD_OUT_EVERY == 0).bool()
-        return SecondMoment.of(columns[:, ~held]), SecondMoment.of(columns[:, held])
+        every = [consumer.columns(value) for value in values]
+        held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1  # the same rows of every pass
+        parts = [[SecondMoment.of(columns[:, rows]) for columns in every] for rows in (~held, held)]
+        return reduce(SecondMoment.__add__, parts[0]), reduce(SecondMoment.__add__, parts[1])
     count = max(1, batches // HELD_OUT_EVERY) * walk.passes
     moments = [SecondMoment.of(consumer.columns(value)) for value in values]
     return reduce(SecondMoment.__add__, moments[:-count]), reduce(SecondMoment.__add__, moments[-count:])

@@ -29,7 +29,8 @@ class SecondMoment:
 
     @staticmethod
     def of(columns: Tensor) -> SecondMoment:
-        """The second moment of [g, tokens, k]. Products in the columns' own precision, sums over batches in float64."""
+        """The second moment of [g, tokens, k]. Products in float32 at least, sums over batches in float64."""
+        columns = columns if columns.dtype == torch.float64 else columns.float()  # half precision overflows in sums
         ones = columns.new_ones(*columns.shape[:2], 1)
         extended = torch.cat([columns, ones], dim=2)
         return SecondMoment((extended.transpose(1, 2) @ extended).double())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from fxslim.graph.program import Program
 __all__ = ["Axes", "CallAxes", "analyze_axes"]
 
 Dims = tuple[Expr, ...]
+_CACHE_NAME = re.compile(r"past|cache|state|memory")
 
 
 @dataclass(frozen=True)
@@ -198,12 +200,16 @@ def _fix_outputs(axes: Axes) -> None:
 
 
 def find_caches(program: Program) -> dict[str, str]:
-    """Inputs that come back extended by new positions (`cat([input, new])`) as an output: input name -> output name."""
+    """Cache inputs and the outputs that replace them: as declared at capture, else inputs *called* caches that come back
+    extended by new positions (`cat([past, new])`). Any other input that is concatenated is the user's and stays as it is.
+    """
+    if program.caches is not None:
+        return program.caches
     found: dict[str, str] = {}
     for name, value in zip(program.output_names, program.output_nodes, strict=True):
         if isinstance(value, fx.Node) and value.target is torch.ops.aten.cat.default:
             first = value.args[0][0]  # type: ignore[index]
-            if isinstance(first, fx.Node) and first.op == "placeholder":
+            if isinstance(first, fx.Node) and first.op == "placeholder" and _CACHE_NAME.search(first.name):
                 found[first.name] = name
     return found
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from fxslim.graph.axes.analysis import Axes, CallAxes
-from fxslim.graph.axes.notation import letters_of
+from fxslim.graph.axes.notation import Kind, letters_of
 from fxslim.graph.axes.terms import Axis, Expr
 
 __all__ = ["batch_axes"]
@@ -33,7 +33,27 @@ def batch_axes(axes: Axes, wanted: Iterable[Axis]) -> dict[Axis, tuple[Axis, ...
     candidates = {axis: company for axis, company in candidates.items() if company}
     for call in axes.calls.values():
         _drop_unaligned(axes, call, candidates)
-    return {axis: tuple(sorted(candidates.get(axis, ()), key=lambda a: order[a])) for axis in wanted}
+    accepted = _without_cycles(candidates)
+    return {axis: tuple(sorted(accepted.get(axis, ()), key=lambda a: order[a])) for axis in wanted}
+
+
+def _without_cycles(candidates: dict[Axis, set[Axis]]) -> dict[Axis, set[Axis]]:
+    """Of axes that accompany each other everywhere only one may follow the other: both ways, counts would not be equal.
+
+    One-sided pairs come first; among the rest the older axis leads.
+    """
+    pairs = [(axis, other) for axis, company in candidates.items() for other in company]
+    pairs.sort(key=lambda p: (p[0] in candidates.get(p[1], ()), p[0].index < p[1].index, p[0].index, p[1].index))
+    accepted: dict[Axis, set[Axis]] = {}
+    for axis, other in pairs:
+        if not _follows(accepted, other, axis):
+            accepted.setdefault(axis, set()).add(other)
+    return accepted
+
+
+def _follows(accepted: dict[Axis, set[Axis]], axis: Axis, leader: Axis) -> bool:
+    """Whether the selection of `axis` depends on that of `leader` already."""
+    return axis is leader or any(_follows(accepted, other, leader) for other in accepted.get(axis, ()))
 
 
 def _occurrences(dims: tuple[Expr, ...]) -> Iterator[tuple[Axis, set[Axis]]]:
@@ -70,6 +90,9 @@ def _drop_unaligned(axes: Axes, call: CallAxes, candidates: dict[Axis, set[Axis]
 
 
 def _aligned(call: CallAxes, letter: str, other: Axis, atoms: dict[str, frozenset[Axis]]) -> bool:
+    mixing = (Kind.TIED, Kind.FIXED)
+    if any(other in members and x != letter and call.rule.kind(x) in mixing for x, members in atoms.items()):
+        return False
     if other in atoms[letter]:
         return True  # both lie in one letter, so they move together
     carriers: set[frozenset[str]] = set()

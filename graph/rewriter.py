@@ -193,7 +193,7 @@ def evaluate_fake(node: fx.Node) -> Any:
     """
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     try:
-        # Python's decompositions keep sizes symbolic where the C++ kernels ask for numbers; no guard may specialise them.
+        # Python's decompositions keep sizes symbolic where C++ kernels ask for numbers; no guard may specialise them.
         with torch.no_grad(), enable_python_dispatcher(), _no_guards(args, kwargs):
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:

@@ -205,7 +205,7 @@ def _decode_target(text: str) -> Callable[..., Any]:
 
 
 def _takes_tensors(op: torch._ops.OpOverload) -> bool:
-    """A function of tensors; operators without a rule that take none (reading files, random numbers) are not allowed."""
+    """A function of tensors: operators without a rule that take none (they read files, say) are not allowed."""
     return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
 
 

@@ -68,9 +68,11 @@ def plan_and_restore(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Plan, Restoration | None]:
-    """A plan as `make_plan` makes it, with the restoration that choosing by column scores brings about on the way
-    (None for other strategies, and where an inexact group is cut): it is the one that restoring the finished plan on the
-    same data would give."""
+    """A plan as `make_plan` makes it, with the restoration that choosing by column scores brings about on the way.
+
+    It is the one that restoring the finished plan on the same data would give; None for other strategies, and where an
+    inexact group is cut.
+    """
     if (keep is None) == (width is None):
         raise InputError("give either keep or width")
     if of not in ("params", "macs"):

@@ -200,8 +200,10 @@ def _fix_outputs(axes: Axes) -> None:
 
 
 def find_caches(program: Program) -> dict[str, str]:
-    """Cache inputs and the outputs that replace them: as declared at capture, else inputs *called* caches that come back
-    extended by new positions (`cat([past, new])`). Any other input that is concatenated is the user's and stays as it is.
+    """Cache inputs and the outputs that replace them.
+
+    Those declared at capture, else inputs *called* caches that come back extended by new positions (`cat([past, new])`).
+    Any other input that is concatenated is the user's and stays as it is.
     """
     if program.caches is not None:
         return program.caches

@@ -1,4 +1,4 @@
-"""Slim programs against references written by hand, which share no code with the selection, the rewriter or the oracle."""
+"""Slim programs against references written by hand: no code of the selection, the rewriter or the oracle."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_group_norm_sees_the_kept_channels_of_each_group_alone() -> None:
 @pytest.mark.parametrize("width", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    "model, shape",
+    ("model", "shape"),
     [
         (Viewed(torch.tanh), (7, 5)),
         (Viewed(lambda y: y.softmax(-1)), (7, 5)),

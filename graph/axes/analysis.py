@@ -202,7 +202,7 @@ def _fix_outputs(axes: Axes) -> None:
 def find_caches(program: Program) -> dict[str, str]:
     """Cache inputs and the outputs that replace them.
 
-    Those declared at capture, else inputs *called* caches that come back extended by new positions (`cat([past, new])`).
+    Those declared at capture, else inputs *called* caches that come back longer (`cat([past, new])`).
     Any other input that is concatenated is the user's and stays as it is.
     """
     if program.caches is not None:

@@ -118,6 +118,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|copyreg")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", message="Using padding='same'")
         logger, level = logging.getLogger("torch"), logging.getLogger("torch").level
         logger.setLevel(logging.CRITICAL + 1)  # what it would print is in the error that is raised
         try:

@@ -117,6 +117,20 @@ def _listed(value: Any) -> list[int]:
     return [int(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
+_NAMES = {
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__and__.Scalar: aten.bitwise_and.Scalar,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__or__.Scalar: aten.bitwise_or.Scalar,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+}
+
+
+def _plain_name(node: fx.Node) -> None:
+    """Python's operators on masks go by their plain names."""
+    node.target = _NAMES[node.target]  # type: ignore[index]
+
+
 def _pad(node: fx.Node) -> None:
     """Padding with a number has an operator of its own."""
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
@@ -140,6 +154,7 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.squeeze.default: _squeeze,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
+    **dict.fromkeys(_NAMES, _plain_name),
     aten.pad.default: _pad,
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,

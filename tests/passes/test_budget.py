@@ -106,7 +106,7 @@ def test_rounding_is_kept_by_a_share() -> None:
     plan = make_plan(analysis, keep=0.8, round_to=2)
     assert plan.cuts
     assert all(c.count % 2 == 0 for c in plan.cuts if c.kind != "heads")
-    with pytest.raises(InputError, match="round_to must be at least 1"):
+    with pytest.raises(InputError, match="round_to must be a whole number of at least 1"):
         make_plan(analysis, keep=0.8, round_to=0)
 
 

@@ -96,7 +96,7 @@ TABLE: dict[type[nn.Module], dict[str, Expected]] = {
     },
     tiny.Shuffle: {
         "a.weight[0].channels": Expected(
-            "channels", 3, "scaling", "a.weight[0] as *·4, a.bias[0] as *·4, b.weight[1] as 4·*", (4,)
+            "channels", 3, "scaling", "a.weight[0] as *·4, a.bias[0] as *·4, b.weight[1] as 4·*"
         ),
         "a.weight[0].channels.2": Expected(
             "channels", 4, "scaling", "a.weight[0] as 3·*, a.bias[0] as 3·*, b.weight[1] as *·3", (3,)

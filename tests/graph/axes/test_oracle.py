@@ -45,6 +45,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "a permutation is a rotation: the mutant claims less, nothing wrong",
     ("aten.split.Tensor", "not fixed c1"): "see CAUTION",
     ("aten.chunk.default", "not fixed c2"): "see CAUTION",
+    ("aten.split.Tensor", "swap c0 c1 in 0"): "equal pieces that are never sliced",
 }
 
 

@@ -74,7 +74,6 @@ class ColumnScores:
         self._order = {node: i for i, node in enumerate(analysis.program.graph.nodes)}
         self._own = {g.name: [c for c in self.consumers if c.node.name in g.consumers] for g in groups}
         self._undecided = [g for g in groups if self._own[g.name]]
-        self.unscored = [g for g in groups if not self._own[g.name]]
         self._early = self._score_on_original(batches)
 
     def _spread(self, group: Group) -> bool:

@@ -15,7 +15,6 @@ from torch import Tensor, fx
 
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
-from fxslim.passes.consumers import Consumer
 
 __all__ = ["CalibrationWalk", "SecondMoment"]
 
@@ -102,7 +101,3 @@ class CalibrationWalk:
                     remedy="check the calibration data for NaN or extreme values",
                 )
             yield value
-
-    def moments(self, consumer: Consumer) -> list[SecondMoment]:
-        """The second moment of the consumer's input for every batch; the walk must stand before the consumer."""
-        return [SecondMoment.of(consumer.columns(value)) for value in self.values(consumer.source)]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxslim.graph.axes.notation import DimRule, letters_of
+from fxslim.graph.axes.notation import DimRule
 from fxslim.graph.axes.terms import Size, size_of
 from fxslim.graph.errors import RuleError
 
@@ -196,8 +196,3 @@ def names(count: int, prefix: str = "") -> tuple[str, ...]:
 def text(dims: Iterator[str] | tuple[str, ...] | list[str]) -> str:
     """The dimensions as rule text; `()` for a tensor without dimensions."""
     return " ".join(dims) or "()"
-
-
-def used(found: DimRule) -> frozenset[str]:
-    """Letters of the operands."""
-    return frozenset(letter for dims in found.operands for letter in letters_of(dims))

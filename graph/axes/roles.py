@@ -1,6 +1,7 @@
 """What an axis is called: heads, neurons, channels, ...
 
-Names for people; no decision of the analysis depends on them.
+Names for people. The analysis decides nothing by them; plans do, where they speak of kinds (`groups=`, what `fasp`
+cuts, which counts are rounded).
 """
 
 from __future__ import annotations

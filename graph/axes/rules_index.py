@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxslim.graph.axes.notation import DimRule, Symmetry
 from fxslim.graph.axes.registry import Call, NewSizes, names, rule, text
@@ -130,8 +129,3 @@ def diagonal(call: Call) -> DimRule:
         default=Symmetry.GENERAL,
         why="row and column are compared",
     )
-
-
-def is_scalar_node(node: fx.Node) -> bool:
-    """Whether a node's value is a size or a number, not a tensor."""
-    return not isinstance(node.meta.get("val"), torch.Tensor | list | tuple)

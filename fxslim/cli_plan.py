@@ -175,7 +175,7 @@ def prove(
         _, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
         shown.step("prove")
         proof = run(analysis, chosen)
-    facts = proof_facts(proof, cut=any(cut.count < cut.size for cut in chosen.cuts))
+    facts = proof_facts(proof)
     if json:
         c.print_json({"format": 1, **facts})
     else:

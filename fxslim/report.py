@@ -23,6 +23,7 @@ from fxslim.passes.prove import Proof
 __all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versions"]
 
 FORMAT = 1
+IDLE_MASKS = "masking the removed units changed no output on these inputs, so that agreement says nothing"
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "safetensors", "numpy")
 
 
@@ -61,7 +62,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "quality": _quality(found),
         "groups": _groups(found),
         "restoration": _restoration(found.applied),
-        "proof": proof_facts(found.proof, cut=_cuts_anything(found.plan)),
+        "proof": proof_facts(found.proof),
         "parity": found.check.to_dict(),
         "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes},
         "fixed": _fixed(found.analysis),
@@ -99,30 +100,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def proof_facts(proof: Proof, *, cut: bool) -> dict[str, Any]:
-    """A proof as JSON values. `cut` says whether the plan removes anything: if so, masking must have an effect."""
-    notes = []
-    if cut and proof.effect == 0:
-        notes.append("masking the removed units changed no output on these inputs, so that agreement proves little")
+def proof_facts(proof: Proof) -> dict[str, Any]:
+    """A proof as JSON values."""
     return {
         "ok": proof.ok,
+        "conclusive": proof.conclusive,
         "exact": proof.exact,
         "error": proof.max_error,
         "tolerance": proof.tolerance,
         "effect": proof.effect,
         "outputs": [asdict(o) for o in proof.outputs],
         "inexact": list(proof.inexact),
-        "notes": notes,
+        "notes": [] if proof.conclusive else [IDLE_MASKS],
     }
-
-
-def _cuts_anything(plan: Plan) -> bool:
-    return any(c.count < c.size for c in plan.cuts)
 
 
 def _failures(found: Findings) -> list[str]:
     failures = [f"ONNX: {text}" for text in found.check.failures]
-    if not found.proof.ok:
+    if not found.proof.conclusive:
+        failures.insert(0, f"proof: {IDLE_MASKS}")
+    elif not found.proof.ok:
         first = f"proof: the slim program differs from the masked original by {found.proof.max_error:.1e} (relative)"
         failures.insert(0, f"{first}, {found.proof.tolerance:.0e} is allowed")
     return failures

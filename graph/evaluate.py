@@ -12,8 +12,9 @@ from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import Axes, CallAxes
 from fxslim.graph.axes.notation import Kind, letters_of
-from fxslim.graph.axes.select import Selection
-from fxslim.graph.errors import AnalysisError, where
+from fxslim.graph.axes.select import Selection, number_of
+from fxslim.graph.axes.terms import expr_size
+from fxslim.graph.errors import AnalysisError, CheckError, where
 from fxslim.graph.literals import new_literals, replace_arguments
 from fxslim.graph.program import Program, bind_symbols
 
@@ -21,6 +22,8 @@ __all__ = ["Environment", "Evaluator", "MaskedEvaluator", "last_uses"]
 
 Environment = dict[fx.Node, Any]
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
+# These reinterpret bits or step along a grid of their own: in another type they would compute something else.
+_DTYPE_BOUND = frozenset({torch.ops.aten.view.dtype, torch.ops.aten.nextafter.default})
 
 
 class Evaluator:
@@ -29,7 +32,7 @@ class Evaluator:
     def __init__(self, program: Program, *, dtype: torch.dtype | None = None) -> None:
         self.program = program
         self.dtype = dtype
-        self._cast: dict[str, Tensor] = {}
+        self._replaced: dict[str, Tensor] = {}
         self._last = last_uses(program.graph)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
@@ -47,34 +50,31 @@ class Evaluator:
             )
         return {node: self._as_dtype(value) for node, value in zip(nodes, inputs, strict=True)}
 
-    def advance(
-        self, env: Environment, nodes: Iterable[fx.Node], observe: Callable[[fx.Node, Any], None] | None = None
-    ) -> None:
+    def advance(self, env: Environment, nodes: Iterable[fx.Node]) -> None:
         """Evaluates `nodes` in order; values are dropped from `env` after their last use, outputs stay."""
         with torch.no_grad():
             for node in nodes:
-                if node.op == "get_attr":
-                    env[node] = self.weight(str(node.target))
-                elif node.op == "call_function":
+                if node.op == "call_function":
                     env[node] = self._evaluate(node, env)
-                    if observe is not None:
-                        observe(node, env[node])
                     for dead in self._last.get(node, ()):
                         env.pop(dead, None)
 
     def outputs(self, env: Environment) -> list[Any]:
         """The flat outputs from an environment that has reached the end."""
-        return [env[v] if isinstance(v, fx.Node) else v for v in self.program.output_nodes]
+        return [self.value(v, env) if isinstance(v, fx.Node) else v for v in self.program.output_nodes]
+
+    def value(self, node: fx.Node, env: Environment) -> Any:
+        """The value of a node. Weights are read when they are used: a replaced one counts from then on, and only those
+        of one call are held in another precision."""
+        return self.weight(str(node.target)) if node.op == "get_attr" else env[node]
 
     def weight(self, name: str) -> Tensor:
         """A weight in the evaluation's precision."""
-        if name not in self._cast:
-            self._cast[name] = self._as_dtype(self.program.weights[name])
-        return self._cast[name]
+        return self._as_dtype(self._replaced[name] if name in self._replaced else self.program.weights[name])
 
     def set_weight(self, name: str, value: Tensor) -> None:
         """Replaces a weight for the evaluations that follow, not in the program."""
-        self._cast[name] = self._as_dtype(value)
+        self._replaced[name] = value
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], env: Environment) -> Any:
         """The value of one call."""
@@ -82,13 +82,20 @@ class Evaluator:
         return node.target(*args, **kwargs)
 
     def _evaluate(self, node: fx.Node, env: Environment) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
-        if self.dtype is not None:
-            args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
+        if self.dtype is not None and node.target in _DTYPE_BOUND:
+            name = str(self.dtype).removeprefix("torch.")
+            raise CheckError(f"the operator has no meaning in {name}: there is no reference", at=where(node))
+        args, kwargs = self._arguments(node, lambda n: self.value(n, env))
         try:
             return self.call(node, args, kwargs, env)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise AnalysisError(f"evaluation failed: {error}", at=where(node)) from error
+
+    def _arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        if self.dtype is not None:
+            args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
+        return args, kwargs
 
     def _as_dtype(self, value: Tensor) -> Tensor:
         return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
@@ -141,28 +148,19 @@ class MaskedEvaluator(Evaluator):
             self._plans[call.node] = (operands, tied)
         return self._plans[call.node]
 
-    def _dims(self, operand: fx.Node) -> tuple[Any, ...]:
-        return self.axes.dims(operand)
-
     def _masked(self, call: CallAxes, operands: list[int], env: Environment) -> tuple[tuple[Any, ...], dict[str, Any]]:
         local: Environment = {}
         for index in operands:
             node = call.operands[index]
-            mask = self.selection.mask(self._dims(node), self._symbols)
+            mask = self.selection.mask(self.axes.dims(node), self._symbols)
             if mask is not None:
-                local[node] = env[node].masked_fill(~mask, 0)
-        return self._arguments(call.node, lambda n: local.get(n, env[n]))
-
-    def _arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-        if self.dtype is not None:
-            args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
-        return args, kwargs
+                local[node] = self.value(node, env).masked_fill(~mask, 0)
+        return self._arguments(call.node, lambda n: local[n] if n in local else self.value(n, env))
 
     def _on_kept(self, call: CallAxes, env: Environment) -> Any:
         """The call on the kept positions alone, its results back in place with zeros for the removed."""
-        local = {n: self.selection.take(env[n], self._dims(n), self._symbols) for n in call.operands}
-        args, kwargs = self._arguments(call.node, lambda n: local.get(n, env[n]))
+        local = {n: self.selection.take(self.value(n, env), self.axes.dims(n), self._symbols) for n in call.operands}
+        args, kwargs = self._arguments(call.node, lambda n: local[n] if n in local else self.value(n, env))
         literals = new_literals(self.axes, call, self.selection, self._symbols)
         args, kwargs = replace_arguments(call.node, args, kwargs, literals)
         result = Evaluator.call(self, call.node, args, kwargs, env)
@@ -171,11 +169,8 @@ class MaskedEvaluator(Evaluator):
         return type(result)(full) if isinstance(result, list | tuple) else full[0]
 
     def _spread(self, value: Tensor, dims: tuple[Any, ...]) -> Tensor:
-        from fxslim.graph.axes.select import _number
-        from fxslim.graph.axes.terms import expr_size
-
         resolved = tuple(self.axes.terms.resolve(e) for e in dims)
-        shape = [_number(expr_size(e), self._symbols) for e in resolved]
+        shape = [number_of(expr_size(e), self._symbols) for e in resolved]
         return self.selection.put(value, value.new_zeros(shape), resolved, self._symbols)
 
 

@@ -21,9 +21,9 @@ from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Size, quotient, size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.literals import new_literals, replace_arguments
-from fxslim.graph.program import Program, bind_symbols
+from fxslim.graph.program import Program, Weight, bind_symbols
 
-__all__ = ["Rewriter", "fake_value"]
+__all__ = ["Rewriter", "evaluate_fake", "fake_mode", "fake_value"]
 
 
 class Rewriter:
@@ -47,11 +47,9 @@ class Rewriter:
 
     def add_weight(self, name: str, tensor: Tensor, before: fx.Node, *, trainable: bool = True) -> fx.Node:
         """A new weight and its node, inserted before `before`."""
-        from fxslim.graph.program import Weight
-
         if name in self.program.info:
             raise VerifyError(f"a weight called {name!r} exists already", at=self.pass_name)
-        value = fake_value(tensor, _mode(self.program))
+        value = fake_value(tensor, fake_mode(self.program))
         self.program.weights[name] = tensor
         self.program.info[name] = Weight(name, tuple(tensor.shape), tensor.dtype, trainable)
         with self.program.graph.inserting_before(before):
@@ -77,7 +75,7 @@ class Rewriter:
             VerifyError: a shape comes out differently from what the axes say.
         """
         copies = dict(zip(axes.program.graph.nodes, self.program.graph.nodes, strict=True))
-        mode = _mode(self.program)
+        mode = fake_mode(self.program)
         for old, new in copies.items():
             if old.op == "placeholder":
                 self._slice_input(axes, selection, old, new)
@@ -97,7 +95,7 @@ class Rewriter:
             selection.size(e) if selection.touches((e,)) else s
             for e, s in zip(dims, old.meta["val"].shape, strict=True)
         ]
-        with _mode(self.program):
+        with fake_mode(self.program):
             new.meta["val"] = old.meta["val"].new_empty(shape)
         index = list(axes.program.input_names).index(old.name)
         inputs = list(self.program.example_inputs)
@@ -110,7 +108,7 @@ class Rewriter:
         if selection.touches(dims):
             tensor = selection.take(self.program.weights[str(old.target)], dims).contiguous()
             self.set_weight(str(old.target), tensor)
-            with _mode(self.program):
+            with fake_mode(self.program):
                 new.meta["val"] = old.meta["val"].new_empty(tuple(tensor.shape))
             new.meta["from_pass"] = self.pass_name
 
@@ -171,7 +169,8 @@ def _argument(node: fx.Node, name: str) -> Any:
     return node.args[index] if index < len(node.args) else node.kwargs.get(name)
 
 
-def _mode(program: Program) -> Any:
+def fake_mode(program: Program) -> Any:
+    """The mode of the program's fake tensors."""
     values = [n.meta["val"] for n in program.graph.nodes if n.op in ("placeholder", "get_attr")]
     mode = detect_fake_mode(values)
     if mode is None:

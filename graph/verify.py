@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxslim.graph.axes.analysis import find_caches
 from fxslim.graph.axes.terms import size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.program import Program
-from fxslim.graph.rewriter import _mode, evaluate_fake
+from fxslim.graph.rewriter import evaluate_fake, fake_mode
 
 __all__ = ["verify"]
 
@@ -51,7 +52,7 @@ def _verify_weights(program: Program) -> None:
 
 
 def _verify_shapes(program: Program) -> None:
-    with _mode(program):
+    with fake_mode(program):
         for node in program.graph.nodes:
             if node.op != "call_function":
                 continue
@@ -70,8 +71,6 @@ def _tensors(value: object) -> list[Tensor]:
 
 
 def _verify_interface(program: Program, original: Program) -> None:
-    from fxslim.graph.axes.analysis import find_caches
-
     caches = find_caches(original)
     if program.input_names != original.input_names or program.output_names != original.output_names:
         raise VerifyError("names of inputs or outputs changed")

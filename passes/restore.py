@@ -91,7 +91,7 @@ def restore_weights(
             evaluator.selection = Selection({**evaluator.selection.kept, **chooser.decide(consumer, walk)})
         train, held_out = _split(walk, consumer)
         result = _refit(analysis, evaluator.selection, consumer, train, held_out)
-        _store(analysis, consumer, result, walk, weights)
+        _store(analysis, consumer, result, evaluator, weights)
         tokens = result.tokens // walk.passes
         rows.append(_row(consumer, evaluator.selection, result, tokens))
         if tokens < FEW_TOKENS * result.columns:
@@ -129,17 +129,17 @@ def _refit(
 
 
 def _store(
-    analysis: Analysis, consumer: Consumer, result: Refit, walk: CalibrationWalk, weights: dict[str, Tensor]
+    analysis: Analysis, consumer: Consumer, result: Refit, evaluator: Evaluator, weights: dict[str, Tensor]
 ) -> None:
     if not result.accepted:
         return
     program = analysis.program
     old = program.weights[consumer.weight]
     weights[consumer.weight] = consumer.from_matrix(result.weight, old)
-    walk.set_weight(consumer.weight, weights[consumer.weight])
+    evaluator.set_weight(consumer.weight, weights[consumer.weight])
     if consumer.bias is not None and result.bias is not None:
         weights[consumer.bias] = result.bias.reshape(program.weights[consumer.bias].shape).to(old.dtype)
-        walk.set_weight(consumer.bias, weights[consumer.bias])
+        evaluator.set_weight(consumer.bias, weights[consumer.bias])
 
 
 def _row(consumer: Consumer, selection: Selection, result: Refit, tokens: int) -> RestoredConsumer:

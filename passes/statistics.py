@@ -79,22 +79,14 @@ class CalibrationWalk:
             evaluator.advance(environment, segment)
         self._position = max(self._position, target)
 
-    def set_weight(self, name: str, value: Tensor) -> None:
-        """Replaces a weight for everything that is yet to be evaluated: weights were read at the start of the walk."""
-        self.evaluator.set_weight(name, value)
-        node = self.evaluator.program.weight_nodes()[name]
-        for evaluator, environment in self._runs:
-            if evaluator is self.evaluator and node in environment:
-                environment[node] = self.evaluator.weight(name)
-
     def values(self, node: fx.Node) -> Iterator[Tensor]:
         """The value of `node` in every batch, from each evaluator.
 
         Raises:
             InputError: a value is not finite: the calibration data or the model overflows.
         """
-        for number, (_, environment) in enumerate(self._runs):
-            value = environment[node]
+        for number, (evaluator, environment) in enumerate(self._runs):
+            value = evaluator.value(node, environment)
             if not bool(torch.isfinite(value).all()):
                 raise InputError(
                     f"the activation {node.name!r} is not finite for calibration batch {number // self.passes}",

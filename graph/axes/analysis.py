@@ -12,8 +12,8 @@ from torch import fx
 
 from fxslim.graph.axes import rules as _rules  # noqa: F401  (fills the registry)
 from fxslim.graph.axes.notation import Concat, DimRule, Kind, Pattern, Product
-from fxslim.graph.axes.registry import lookup
-from fxslim.graph.axes.terms import Axis, Expr, Reason, Size, Terms, concatenate, expr_size, size_of
+from fxslim.graph.axes.registry import Call, lookup
+from fxslim.graph.axes.terms import Axis, Expr, Reason, Size, Terms, concatenate, expr_size, quotient, size_of
 from fxslim.graph.errors import RuleError, model_line
 from fxslim.graph.program import Program
 
@@ -118,8 +118,6 @@ def _fix_everything(axes: Axes, node: fx.Node) -> None:
 
 def _apply(axes: Axes, node: fx.Node, found: DimRule) -> None:
     """Unifies the operands' dimensions with the rule's letters and states the results' dimensions in them."""
-    from fxslim.graph.axes.registry import Call
-
     operands = Call(node).tensors
     reason = Reason("met", f"{node.name} ({node.target})", str(found), model_line(node) or "")
     letters: dict[str, Expr] = {}
@@ -179,8 +177,6 @@ def _missing_size(found: DimRule, letters: Mapping[str, Expr], product: Product,
     """The size of one factor: known, stated by the rule, or what the others leave of the total."""
     if not isinstance(wanted, str) or wanted in letters or wanted in found.sizes:
         return _pattern_size(found, letters, wanted)
-    from fxslim.graph.axes.terms import quotient
-
     others: Size = 1
     for factor in product.factors:
         if factor != wanted:

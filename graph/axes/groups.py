@@ -200,16 +200,12 @@ class _Builder:
                 for x in letters_of(d)
             }
             own = set(letters_of(dims))
-            sums = any(call.rule.kind(x) is Kind.REDUCE or x not in others for x in own)
+            contracts = bool(call.rule.costs) and any(call.rule.kind(x) is Kind.REDUCE or x not in others for x in own)
+            reads_rows = bool(others) and any(call.rule.kind(x) is Kind.FIXED for x in own - others)
+            makes = "produces" if contracts or reads_rows else "carries"
             for letter in sorted(own):
                 consumes = call.rule.kind(letter) is Kind.REDUCE and letter in others
-                role = (
-                    "consumes"
-                    if consumes
-                    else "produces"
-                    if sums and (call.rule.costs or "v" in call.rule.fixed)
-                    else "carries"
-                )
+                role = "consumes" if consumes else makes
                 places = [d for d, pattern in enumerate(dims) if letter in letters_of((pattern,))]
                 for axis in atoms.get(letter, ()):
                     for name in sorted(roots):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxslim.graph.axes.notation import DimRule
+from fxslim.graph.axes.notation import Concat, DimRule, Product
 from fxslim.graph.axes.terms import Size, size_of
 from fxslim.graph.errors import RuleError
 
@@ -83,7 +83,12 @@ class Call:
         return value + rank if value < 0 else value
 
     def dims(self, name: str, rank: int) -> tuple[int, ...]:
-        """The argument `name` as non-negative dimensions; all of them where it is empty or None."""
+        """The argument `name` as non-negative dimensions; all of them where it is empty or None.
+
+        A tensor without dimensions has none, whatever is asked for: PyTorch lets 0 and -1 pass there.
+        """
+        if rank == 0:
+            return ()
         value = self.arg(name)
         if value is None or (isinstance(value, list | tuple) and not value):
             return tuple(range(rank))
@@ -111,8 +116,6 @@ class NewSizes:
         return tuple(self._size(pattern) for pattern in self.rule.operands[index])
 
     def _size(self, pattern: Any) -> Size:
-        from fxslim.graph.axes.notation import Concat, Product
-
         if isinstance(pattern, str):
             return self.letters[pattern]
         total: Size = 1 if isinstance(pattern, Product) else 0

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxslim.graph.axes.notation import Concat, DimRule, Pattern, Product, Symmetry
 from fxslim.graph.axes.registry import Call, NewSizes, names, rule, text
-from fxslim.graph.axes.terms import Axis, Cat, Expr, Reason, Size, Terms
+from fxslim.graph.axes.terms import Axis, Cat, Expr, Reason, Size, Terms, quotient
 
 __all__ = ["view_rule"]
 
@@ -160,8 +160,6 @@ def repeat(call: Call) -> DimRule:
 
 
 def _exact(whole: Size, part: Size) -> Size:
-    from fxslim.graph.axes.terms import quotient
-
     value = quotient(whole, part)
     return whole if value is None else value
 
@@ -225,7 +223,7 @@ def split_with_sizes(call: Call) -> DimRule:
 def split(call: Call) -> DimRule:
     """Pieces of equal size along a dimension that stays: equal pieces could not be cut differently."""
     found = _pieces(call)
-    fixed = frozenset(x for x in found.letters() if x.startswith("c"))
+    fixed = frozenset(found.sizes)  # the pieces; a letter of the other dimensions has no size of its own
     return DimRule(
         found.operands, found.results, fixed=fixed, default=GENERAL, sizes=found.sizes, why="the pieces are equal"
     )

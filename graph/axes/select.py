@@ -15,9 +15,9 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxslim.graph.axes.terms import Axis, Expr, Factor, Size, _simple, expr_size, factor_size
+from fxslim.graph.axes.terms import Axis, Expr, Factor, Size, expr_size, factor_size, simplified
 
-__all__ = ["Kept", "Selection", "accumulate", "coordinates", "sized"]
+__all__ = ["Kept", "Selection", "accumulate", "coordinates", "number_of", "sized"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def coordinates(dims: Expr, symbols: Mapping[sympy.Symbol, int] | None = None) -
     several.
     """
     found: dict[Axis, list[Tensor]] = {}
-    size = _number(expr_size(dims), symbols)
+    size = number_of(expr_size(dims), symbols)
     _walk(dims, torch.arange(size), torch.ones(size, dtype=torch.bool), found, symbols)
     return found
 
@@ -54,14 +54,14 @@ def _walk(
 ) -> None:
     stride = 1
     for factor in reversed(expr):
-        size = _number(factor_size(factor), symbols)
+        size = number_of(factor_size(factor), symbols)
         local = index.div(stride, rounding_mode="floor") % size
         if isinstance(factor, Axis):
             _merge(found.setdefault(factor, []), torch.where(valid, local, torch.full_like(local, -1)))
         else:
             start = 0
             for part in factor.parts:
-                length = _number(expr_size(part), symbols)
+                length = number_of(expr_size(part), symbols)
                 inside = valid & (local >= start) & (local < start + length)
                 _walk(part, local - start, inside, found, symbols)
                 start += length
@@ -76,7 +76,8 @@ def _merge(entries: list[Tensor], new: Tensor) -> None:
     entries.append(new)
 
 
-def _number(size: Size, symbols: Mapping[sympy.Symbol, int] | None) -> int:
+def number_of(size: Size, symbols: Mapping[sympy.Symbol, int] | None) -> int:
+    """A size as a number, given the values of the exporter's symbols."""
     return size if isinstance(size, int) else int(size.subs(dict(symbols or {})))
 
 
@@ -138,7 +139,7 @@ class Selection:
         mask = self.mask(dims, symbols)
         if mask is None:
             return tensor
-        shape = [_number(self.size(e), symbols) if e else tensor.shape[i] for i, e in enumerate(dims)]
+        shape = [number_of(self.size(e), symbols) if e else tensor.shape[i] for i, e in enumerate(dims)]
         involved = [i for i in range(mask.dim()) if mask.shape[i] != 1]
         if len(involved) == 1:
             index = mask.flatten().nonzero().flatten()
@@ -173,10 +174,10 @@ class Selection:
 
     def _places(self, mask: Tensor, dims: Sequence[Expr], symbols: Mapping[sympy.Symbol, int] | None) -> Tensor:
         """For every element under a mask of the full shape, in order, its flat position in the smaller tensor."""
-        shape = [_number(expr_size(e), symbols) if e else mask.shape[i] for i, e in enumerate(dims)]
+        shape = [number_of(expr_size(e), symbols) if e else mask.shape[i] for i, e in enumerate(dims)]
         total = torch.zeros([1] * len(dims), dtype=torch.long)
         for dim, expr in enumerate(dims):
-            total = total * _number(self.size(expr), symbols) + self._place(dim, dims, symbols)
+            total = total * number_of(self.size(expr), symbols) + self._place(dim, dims, symbols)
         full = mask.expand(shape)
         return total.expand(shape)[full.to(total.device)]
 
@@ -184,7 +185,7 @@ class Selection:
         """Where the positions of a dimension lie in the smaller tensor, broadcastable to the full one; meaningless
         for removed."""
         coords = [coordinates(e, symbols) if e else {} for e in dims]
-        index = torch.arange(_number(expr_size(dims[dim]), symbols))
+        index = torch.arange(number_of(expr_size(dims[dim]), symbols))
         return self._renumber(dims[dim], index, torch.ones_like(index, dtype=torch.bool), dim, coords, symbols)
 
     def _renumber(
@@ -193,7 +194,7 @@ class Selection:
     ) -> Tensor:  # fmt: skip
         total, stride, small_stride = torch.zeros([1] * len(coords), dtype=torch.long), 1, 1
         for factor in reversed(expr):
-            size = _number(factor_size(factor), symbols)
+            size = number_of(factor_size(factor), symbols)
             local = index.div(stride, rounding_mode="floor") % size
             if isinstance(factor, Axis):
                 new = self._rank(factor, torch.where(valid, local, -1), dim, coords)
@@ -201,13 +202,13 @@ class Selection:
                 new = torch.zeros([1] * len(coords), dtype=torch.long)
                 start = small_start = 0
                 for part in factor.parts:
-                    length = _number(expr_size(part), symbols)
+                    length = number_of(expr_size(part), symbols)
                     inside = valid & (local >= start) & (local < start + length)
                     moved = self._renumber(part, local - start, inside, dim, coords, symbols) + small_start
                     new = torch.where(_along((dim, inside), len(coords)), moved, new)
-                    start, small_start = start + length, small_start + _number(self.size(part), symbols)
+                    start, small_start = start + length, small_start + number_of(self.size(part), symbols)
             total = total + new * small_stride
-            stride, small_stride = stride * size, small_stride * _number(self.size((factor,)), symbols)
+            stride, small_stride = stride * size, small_stride * number_of(self.size((factor,)), symbols)
         return total
 
     def _rank(self, axis: Axis, occurrence: Tensor, dim: int, coords: list[dict[Axis, list[Tensor]]]) -> Tensor:
@@ -228,7 +229,7 @@ def sized(expr: Expr, counts: Mapping[Axis, int]) -> Size:
             total = total * counts.get(factor, factor.size)
         else:
             total = total * sum((sized(part, counts) for part in factor.parts), start=0)
-    return _simple(total)
+    return simplified(total)
 
 
 def accumulate(values: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Axis, ...]) -> Tensor:

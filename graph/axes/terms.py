@@ -21,7 +21,22 @@ from typing import TypeAlias
 import sympy
 import torch
 
-__all__ = ["Axis", "Cat", "Expr", "Factor", "Reason", "Size", "Terms", "divides", "expr_size", "factor_size", "size_of"]
+__all__ = [
+    "Axis",
+    "Cat",
+    "Expr",
+    "Factor",
+    "Reason",
+    "Size",
+    "Terms",
+    "concatenate",
+    "divides",
+    "expr_size",
+    "factor_size",
+    "quotient",
+    "simplified",
+    "size_of",
+]
 
 Size: TypeAlias = "int | sympy.Expr"
 
@@ -87,7 +102,7 @@ def factor_size(factor: Factor) -> Size:
     """Number of positions of a factor."""
     if isinstance(factor, Axis):
         return factor.size
-    return _simple(sum((expr_size(part) for part in factor.parts), start=0))
+    return simplified(sum((expr_size(part) for part in factor.parts), start=0))
 
 
 def expr_size(expr: Iterable[Factor]) -> Size:
@@ -95,10 +110,11 @@ def expr_size(expr: Iterable[Factor]) -> Size:
     total: Size = 1
     for factor in expr:
         total = total * factor_size(factor)
-    return _simple(total)
+    return simplified(total)
 
 
-def _simple(size: Size) -> Size:
+def simplified(size: Size) -> Size:
+    """A size in expanded form; an int where it is one."""
     if isinstance(size, int):
         return size
     size = sympy.expand(size)
@@ -115,7 +131,7 @@ def quotient(whole: Size, part: Size) -> Size | None:
         return None
     if numerator.free_symbols and any(not c.is_Integer for c in sympy.Poly(numerator).coeffs()):
         return None
-    return _simple(ratio)
+    return simplified(ratio)
 
 
 def divides(part: Size, whole: Size) -> bool:
@@ -253,7 +269,7 @@ class Terms:
             return (*head, *expr[1:]), (*tail, *expr[1:])
         (factor,) = expr
         if isinstance(factor, Axis):
-            head, tail = self.fresh(offset), self.fresh(_simple(total - offset))
+            head, tail = self.fresh(offset), self.fresh(simplified(total - offset))
             self._bind(factor, concatenate((head, tail)), reason)
             return head, tail
         return self._cut_parts(factor, outer, reason)
@@ -276,7 +292,7 @@ class Terms:
         return concatenate(map(self.resolve, head)), concatenate(map(self.resolve, parts))
 
     def _uncuttable(self, expr: Expr, offset: Size, total: Size, reason: Reason) -> tuple[Expr, Expr]:
-        head, tail = self.fresh(offset), self.fresh(_simple(total - offset))
+        head, tail = self.fresh(offset), self.fresh(simplified(total - offset))
         why = Reason(
             f"a cut at {offset} does not fall on a multiple of the inner axes", reason.node, reason.rule, reason.line
         )

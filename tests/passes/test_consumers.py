@@ -183,7 +183,8 @@ def test_the_source_is_the_input_of_the_call() -> None:
     x = torch.randn(3, 4)
     analysis = analyze(capture(model, (x,)))
     last = find_consumers(analysis.axes)[0][-1]
-    seen: dict[str, Tensor] = {}
     evaluator = Evaluator(analysis.program)
-    evaluator.advance(evaluator.bind([x]), analysis.program.graph.nodes, lambda n, v: seen.update({n.name: v}))
-    torch.testing.assert_close(seen[last.source.name], model[:2](x).detach())
+    env = evaluator.bind([x])
+    nodes = list(analysis.program.graph.nodes)
+    evaluator.advance(env, nodes[: nodes.index(last.source) + 1])
+    torch.testing.assert_close(env[last.source], model[:2](x).detach())

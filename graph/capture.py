@@ -119,6 +119,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|copyreg")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", message="Using padding='same'")
+        warnings.filterwarnings("ignore", message="The tensor attributes .* were assigned during export")  # LSTM, GRU
         logger, level = logging.getLogger("torch"), logging.getLogger("torch").level
         logger.setLevel(logging.CRITICAL + 1)  # what it would print is in the error that is raised
         try:

@@ -55,7 +55,7 @@ class Evaluator:
         with torch.no_grad():
             for node in nodes:
                 if node.op == "call_function":
-                    env[node] = self._evaluate(node, env)
+                    env[node] = self.compute(node, env)
                     for dead in self._last.get(node, ()):
                         env.pop(dead, None)
 
@@ -81,7 +81,8 @@ class Evaluator:
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def _evaluate(self, node: fx.Node, env: Environment) -> Any:
+    def compute(self, node: fx.Node, env: Environment) -> Any:
+        """The value of one node; those of its arguments are in `env`."""
         if self.dtype is not None and node.target in _DTYPE_BOUND:
             name = str(self.dtype).removeprefix("torch.")
             raise CheckError(f"the operator has no meaning in {name}: there is no reference", at=where(node))
@@ -95,10 +96,14 @@ class Evaluator:
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         if self.dtype is not None:
             args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
+            if _makes_floats(node):
+                kwargs = {**kwargs, "dtype": self.dtype}
         return args, kwargs
 
     def _as_dtype(self, value: Tensor) -> Tensor:
-        return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
+        if self.dtype is None or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value.to(self.dtype.to_complex() if value.is_complex() else self.dtype)
 
 
 class MaskedEvaluator(Evaluator):
@@ -141,10 +146,12 @@ class MaskedEvaluator(Evaluator):
             tied = any(call.rule.kind(x) is Kind.TIED for x in chosen)
             operands: list[int] = []
             for letter in sorted(chosen):
-                if call.rule.kind(letter) is Kind.REDUCE and not tied:
-                    holders = [i for i, dims in enumerate(call.rule.operands) if letter in letters_of(dims)]
-                    if not any(i in operands for i in holders):
-                        operands.append(holders[0])
+                kind = call.rule.kind(letter)
+                holders = [i for i, dims in enumerate(call.rule.operands) if letter in letters_of(dims)]
+                if kind is Kind.REDUCE and not tied and not any(i in operands for i in holders):
+                    operands += holders[:1] if call.rule.costs else holders  # zero in one factor is zero in a product
+                elif kind is Kind.RECURRENT and not tied:
+                    operands += [i for i in holders if i not in operands and _feeds_back(call, i, letter)]
             self._plans[call.node] = (operands, tied)
         return self._plans[call.node]
 
@@ -174,6 +181,11 @@ class MaskedEvaluator(Evaluator):
         return self.selection.put(value, value.new_zeros(shape), resolved, self._symbols)
 
 
+def _feeds_back(call: CallAxes, operand: int, letter: str) -> bool:
+    """Whether an operand carries the letter in two dimensions: it takes the letter's positions to themselves."""
+    return sum(letter in letters_of((pattern,)) for pattern in call.rule.operands[operand]) > 1
+
+
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """For every node, the values that are needed for the last time when it runs."""
     order = {node: i for i, node in enumerate(graph.nodes)}
@@ -183,6 +195,17 @@ def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         if users and len(users) == len(node.users):
             found.setdefault(max(users, key=order.__getitem__), []).append(node)
     return found
+
+
+def _makes_floats(node: fx.Node) -> bool:
+    """Whether a call creates floating point numbers of torch's default type: nothing in its arguments says so."""
+    value = node.meta.get("val")
+    if not (isinstance(value, Tensor) and value.dtype in _FLOATS and isinstance(node.target, torch._ops.OpOverload)):
+        return False
+    arguments = node.target._schema.arguments
+    given = dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
+    reads_tensors = any(isinstance(n.meta.get("val"), Tensor) for n in node.all_input_nodes)
+    return not reads_tensors and any(a.name == "dtype" for a in arguments) and given.get("dtype") is None
 
 
 def _map_dtypes(value: Any, dtype: torch.dtype) -> Any:

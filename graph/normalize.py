@@ -33,6 +33,7 @@ _ASSERTIONS = frozenset(
 _IDENTITIES = frozenset(
     {
         aten.alias.default,
+        aten.alias_copy.default,
         aten.detach.default,
         aten.lift_fresh_copy.default,
         aten.dropout.default,
@@ -79,7 +80,7 @@ def _split_sizes(node: fx.Node) -> None:
     total = source.meta["val"].shape[dim]
     if isinstance(total, torch.SymInt) or not isinstance(size, int):
         return
-    if node.target is aten.chunk.default:
+    if node.target in (aten.chunk.default, aten.unsafe_chunk.default):
         size = -(-total // size)
     sizes = [min(size, total - start) for start in range(0, total, size)]
     node.target = aten.split_with_sizes.default
@@ -117,18 +118,107 @@ def _listed(value: Any) -> list[int]:
     return [int(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
-_NAMES = {
-    aten.__and__.Tensor: aten.bitwise_and.Tensor,
-    aten.__and__.Scalar: aten.bitwise_and.Scalar,
-    aten.__or__.Tensor: aten.bitwise_or.Tensor,
-    aten.__or__.Scalar: aten.bitwise_or.Scalar,
-    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
-}
+_SYNONYMS = {
+    "__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor", "__lshift__": "bitwise_left_shift",
+    "__rshift__": "bitwise_right_shift", "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin",
+    "arcsinh": "asinh", "arctan": "atan", "arctan2": "atan2", "arctanh": "atanh", "clip": "clamp", "concat": "cat",
+    "concatenate": "cat", "diagonal_copy": "diagonal", "divide": "div", "expand_copy": "expand", "fix": "trunc",
+    "ger": "outer", "greater": "gt", "greater_equal": "ge", "inverse": "linalg_inv", "less": "lt", "less_equal": "le",
+    "linalg_matmul": "matmul", "linalg_matrix_exp": "matrix_exp", "det": "linalg_det", "multiply": "mul",
+    "matrix_power": "linalg_matrix_power", "negative": "neg", "not_equal": "ne", "permute_copy": "permute",
+    "slogdet": "linalg_slogdet", "special_digamma": "digamma",
+    "special_erf": "erf", "special_erfc": "erfc", "special_erfinv": "erfinv", "special_exp2": "exp2",
+    "special_expit": "sigmoid", "special_expm1": "expm1", "special_gammainc": "igamma",
+    "special_gammaincc": "igammac", "special_gammaln": "lgamma", "special_i0": "i0", "special_log1p": "log1p",
+    "special_logit": "logit", "special_logsumexp": "logsumexp", "special_multigammaln": "mvlgamma",
+    "special_psi": "digamma", "special_sinc": "sinc", "special_xlogy": "xlogy",
+    "split_with_sizes_copy": "split_with_sizes", "subtract": "sub", "t_copy": "t", "transpose_copy": "transpose",
+    "true_divide": "div", "unbind_copy": "unbind", "unfold_copy": "unfold",
+    "unsafe_split_with_sizes": "split_with_sizes", "unsqueeze_copy": "unsqueeze", "select_copy": "select",
+    "slice_copy": "slice",
+    "chain_matmul": "linalg_multi_dot",
+}  # fmt: skip
+
+
+def _synonyms() -> dict[object, object]:
+    """Overload -> the overload of the plain name that takes the same arguments, with the same defaults."""
+    found: dict[object, object] = {}
+    for name, plain in _SYNONYMS.items():
+        targets = {_arguments(op): op for op in _overloads(plain)}
+        found |= {op: targets[_arguments(op)] for op in _overloads(name) if _arguments(op) in targets}
+    return found
+
+
+def _overloads(name: str) -> list[torch._ops.OpOverload]:
+    packet = getattr(aten, name)
+    every = [getattr(packet, overload) for overload in packet.overloads()]
+    return [op for op in every if not op._schema.is_mutable and "Tensor" in str(op._schema)]
+
+
+def _arguments(op: torch._ops.OpOverload) -> tuple[str, ...]:
+    """The arguments as the schema has them; the first is called differently and always given by its place."""
+    first, *others = op._schema.arguments
+    return (str(first.type), *(f"{a.name}: {a.type} = {a.default_value}" for a in others))
+
+
+_NAMES = _synonyms()
 
 
 def _plain_name(node: fx.Node) -> None:
-    """Python's operators on masks go by their plain names."""
-    node.target = _NAMES[node.target]  # type: ignore[index]
+    """Operators that have several names go by one."""
+    node.target = _NAMES[node.target]  # type: ignore[assignment]
+
+
+def _stack(node: fx.Node) -> None:
+    """Stacks of rows, columns and depths are concatenations, or stacks of vectors."""
+    tensors = node.args[0]
+    assert isinstance(tensors, list | tuple)
+    ranks = {t.meta["val"].ndim for t in tensors if isinstance(t, fx.Node)}
+    if len(ranks) != 1:
+        return
+    (rank,) = ranks
+    if node.target is aten.hstack.default and rank > 0:
+        node.target, node.args = aten.cat.default, (tensors, min(rank - 1, 1))
+    elif node.target in (aten.vstack.default, aten.row_stack.default) and rank > 0:
+        node.target, node.args = (aten.cat if rank > 1 else aten.stack).default, (tensors, 0)
+    elif node.target is aten.column_stack.default and rank > 0:
+        node.target, node.args = (aten.cat if rank > 1 else aten.stack).default, (tensors, 1)
+    elif node.target is aten.dstack.default and rank > 2:
+        node.target, node.args = aten.cat.default, (tensors, 2)
+
+
+def _tile(node: fx.Node) -> None:
+    """A tile repeats the last dimensions where it names fewer than there are."""
+    source, repeats = node.args
+    assert isinstance(source, fx.Node) and isinstance(repeats, list | tuple)
+    missing = source.meta["val"].ndim - len(repeats)
+    node.target, node.args = aten.repeat.default, (source, [*[1] * missing, *repeats])
+
+
+def _cross(node: fx.Node) -> None:
+    """Without a dimension it is the first one of size 3 now."""
+    left, right, *rest = node.args
+    dim = rest[0] if rest else node.kwargs.get("dim")
+    if dim is None:
+        dim = next((d for d, size in enumerate(node.meta["val"].shape) if size == 3), None)
+    node.target, node.args, node.kwargs = aten.linalg_cross.default, (left, right), {"dim": dim}
+
+
+def _flip(node: fx.Node) -> None:
+    """Up and down is the first dimension, left and right the second."""
+    dim = 0 if node.target is aten.flipud.default else 1
+    node.target, node.args = aten.flip.default, (node.args[0], [dim])
+
+
+def _special_softmax(node: fx.Node) -> None:
+    node.target = (aten.softmax if node.target is aten.special_softmax.default else aten.log_softmax).int
+
+
+def _narrow_copy(node: fx.Node) -> None:
+    """A narrow is a slice with a length in place of an end."""
+    source, dim, start, length = node.args
+    if isinstance(start, int) and start >= 0 and isinstance(length, int):
+        node.target, node.args = aten.slice.Tensor, (source, dim, start, start + length)
 
 
 def _pad(node: fx.Node) -> None:
@@ -154,11 +244,26 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.squeeze.default: _squeeze,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
+    aten.squeeze_copy.default: _squeeze,
+    aten.squeeze_copy.dim: _squeeze,
+    aten.squeeze_copy.dims: _squeeze,
     **dict.fromkeys(_NAMES, _plain_name),
     aten.pad.default: _pad,
+    **dict.fromkeys((aten.hstack.default, aten.vstack.default, aten.row_stack.default), _stack),
+    **dict.fromkeys((aten.column_stack.default, aten.dstack.default), _stack),
+    aten.tile.default: _tile,
+    aten.cross.default: _cross,
+    aten.fliplr.default: _flip,
+    aten.flipud.default: _flip,
+    aten.special_softmax.default: _special_softmax,
+    aten.special_log_softmax.default: _special_softmax,
+    aten.narrow_copy.default: _narrow_copy,
     aten.view.default: _reshape,
+    aten.view_copy.default: _reshape,
     aten._unsafe_view.default: _reshape,
     aten.split.Tensor: _split_sizes,
+    aten.unsafe_split.Tensor: _split_sizes,
+    aten.unsafe_chunk.default: _split_sizes,
     aten.chunk.default: _split_sizes,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -33,6 +33,7 @@ class Rewriter:
         self.program = program.clone()
         self.pass_name = pass_name
         self.edits: Counter[str] = Counter()
+        self._mapping: dict[fx.Node, fx.Node] | None = None
 
     @property
     def modified(self) -> bool:
@@ -58,6 +59,22 @@ class Rewriter:
         self.edits["weight"] += 1
         return node
 
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Every use of `old` reads `new` instead."""
+        old.replace_all_uses_with(new)
+        self.edits["node"] += 1
+
+    def sweep(self) -> None:
+        """Removes nodes whose value nothing reads, and with them weights that were read before and no longer are."""
+        read = set(self.program.weight_nodes())
+        self.program.graph.eliminate_dead_code()
+        for node in list(self.program.graph.find_nodes(op="get_attr")):
+            if not node.users:
+                self.program.graph.erase_node(node)
+        for name in read - set(self.program.weight_nodes()):
+            del self.program.weights[name]
+            del self.program.info[name]
+
     def set_arguments(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Replaces the arguments of a node."""
         if node.args != args or dict(node.kwargs) != dict(kwargs):
@@ -74,9 +91,8 @@ class Rewriter:
         Raises:
             VerifyError: a shape comes out differently from what the axes say.
         """
-        copies = dict(zip(axes.program.graph.nodes, self.program.graph.nodes, strict=True))
         mode = fake_mode(self.program)
-        for old, new in copies.items():
+        for old, new in self.copies(axes).items():
             if old.op == "placeholder":
                 self._slice_input(axes, selection, old, new)
             elif old.op == "get_attr":
@@ -86,6 +102,37 @@ class Rewriter:
                 with mode:
                     new.meta["val"] = evaluate_fake(new)
                 _compare(axes, selection, old, new)
+
+    def copy_sliced(
+        self, axes: Axes, selection: Selection, region: Sequence[fx.Node], before: fx.Node, suffix: str
+    ) -> dict[fx.Node, fx.Node]:
+        """Copies of the nodes in `region` (of the program that this rewriter copied, in order) under a selection:
+        weights become new, smaller ones named with `suffix`, calls read the copies. Returns old node -> copy."""
+        copies = self.copies(axes)
+        mode, made = fake_mode(self.program), dict[fx.Node, fx.Node]()
+        for old in region:
+            if old.op == "get_attr":
+                name = str(old.target)
+                tensor = selection.take(self.program.weights[name], axes.dims(old)).contiguous()
+                trainable = self.program.info[name].trainable
+                made[old] = self.add_weight(f"{name}{suffix}", tensor, copies[before], trainable=trainable)
+                continue
+            with self.program.graph.inserting_before(copies[before]):
+                new = self.program.graph.node_copy(old, lambda n: made[n] if n in made else copies[n])
+            new.meta = {**old.meta, "from_pass": self.pass_name}
+            made[old] = new
+            self._refresh_literals(axes, selection, old, new)
+            with mode:
+                new.meta["val"] = evaluate_fake(new)
+            _compare(axes, selection, old, new)
+            self.edits["node"] += 1
+        return made
+
+    def copies(self, axes: Axes) -> dict[fx.Node, fx.Node]:
+        """The nodes of the program that was copied -> their copies, as long as none was removed."""
+        if self._mapping is None:
+            self._mapping = dict(zip(axes.program.graph.nodes, self.program.graph.nodes, strict=True))
+        return self._mapping
 
     def _slice_input(self, axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:
         dims = axes.dims(old)

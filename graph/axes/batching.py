@@ -90,7 +90,7 @@ def _drop_unaligned(axes: Axes, call: CallAxes, candidates: dict[Axis, set[Axis]
 
 
 def _aligned(call: CallAxes, letter: str, other: Axis, atoms: dict[str, frozenset[Axis]]) -> bool:
-    mixing = (Kind.TIED, Kind.FIXED)
+    mixing = (Kind.TIED, Kind.RECURRENT, Kind.FIXED)
     if any(other in members and x != letter and call.rule.kind(x) in mixing for x, members in atoms.items()):
         return False
     if other in atoms[letter]:

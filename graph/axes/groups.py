@@ -131,6 +131,7 @@ class _Builder:
         self.uses: dict[Axis, set[Role]] = defaultdict(set)
         self.nodes: dict[Axis, dict[str, None]] = defaultdict(dict)
         self.consumers: dict[Axis, dict[str, None]] = defaultdict(dict)
+        self.ended: set[Axis] = set()  # some call has it in its operands and not in its results
         self.caches: dict[Axis, set[str]] = defaultdict(set)
 
     def groups(self) -> Iterator[Group]:
@@ -160,6 +161,7 @@ class _Builder:
 
     def _visit(self, call: CallAxes) -> None:
         atoms = {letter: tuple(self.axes.terms.atoms(e)) for letter, e in call.letters.items()}
+        kept = {letter for dims in call.rule.results for letter in letters_of(dims)}
         for letter, members in atoms.items():
             kind, symmetry = call.rule.kind(letter), call.rule.symmetry_of(letter)
             role = classify(call, letter, self.weight_like)
@@ -171,7 +173,9 @@ class _Builder:
                     self.inexact[axis].setdefault(call.node.name, call.reason(letter))
                 if role is not None:
                     self.uses[axis].add(role)
-                if kind is Kind.REDUCE and call.rule.costs:
+                if kind is not Kind.FIXED and letter not in kept:
+                    self.ended.add(axis)
+                if kind in (Kind.REDUCE, Kind.RECURRENT) and call.rule.costs:
                     self.consumers[axis].setdefault(call.node.name)
                 self._mention(call, letter, axis, kind, symmetry)
         self._site_roles(call, atoms)
@@ -204,18 +208,21 @@ class _Builder:
             reads_rows = bool(others) and any(call.rule.kind(x) is Kind.FIXED for x in own - others)
             makes = "produces" if contracts or reads_rows else "carries"
             for letter in sorted(own):
-                consumes = call.rule.kind(letter) is Kind.REDUCE and letter in others
-                role = "consumes" if consumes else makes
-                places = [d for d, pattern in enumerate(dims) if letter in letters_of((pattern,))]
+                kind, places = call.rule.kind(letter), [d for d, p in enumerate(dims) if letter in letters_of((p,))]
+                consumes = kind is Kind.REDUCE and letter in others
+                by_place = dict.fromkeys(places, "consumes" if consumes else makes)
+                if kind is Kind.RECURRENT and len(places) > 1:
+                    by_place[places[-1]] = "consumes"  # [h, h]: rows make it, columns are fed with it
                 for axis in atoms.get(letter, ()):
                     for name in sorted(roots):
-                        self._set_role(name, axis, role, places if operand.op == "get_attr" else None)
+                        for place, role in by_place.items():
+                            self._set_role(name, axis, role, place if operand.op == "get_attr" else None)
 
-    def _set_role(self, weight: str, axis: Axis, role: str, places: list[int] | None) -> None:
-        """Notes a role for the weight's dimensions `places` (all that hold the axis where the weight is read through
-        a view)."""
+    def _set_role(self, weight: str, axis: Axis, role: str, place: int | None) -> None:
+        """Notes a role for the weight's dimension `place` (all that hold the axis where the weight is read through a
+        view)."""
         for name, dim in self.sites.get(axis, ()):
-            if name == weight and (places is None or dim in places):
+            if name == weight and place in (None, dim):
                 old = self.roles.get((weight, dim, axis))
                 if old is None or old == "carries":
                     self.roles[(weight, dim, axis)] = role
@@ -247,7 +254,7 @@ class _Builder:
         if axis in self.axes.fixed:
             return self.axes.fixed[axis]
         roles = {self.roles.get((name, dim, axis), "carries") for name, dim in self.sites[axis]}
-        if not self.consumers[axis] and "consumes" not in roles:
+        if not self.consumers[axis] and axis not in self.ended and "consumes" not in roles:
             return Reason("nothing sums over it: removing positions would change the shape of a result")
         return None
 

@@ -8,8 +8,9 @@
 A dimension is a letter (a word), `1`, a product `(g c)`, major to minor, or a concatenation `[b|c]`. A letter's kind
 follows from where it stands: *pass* (in the result: slicing commutes with the operator), *reduce* (only in operands:
 removing positions equals zeroing them); clauses after `|` name those that are *tied* (must be sliced together, but
-values change) or *fixed* (never sliced), and the symmetry that the operator leaves to a letter where it is not the
-rule's default.
+values change), *recurrent* (fed back inside the operator: removing positions equals zeroing the weights that feed them
+back) or *fixed* (never sliced), and the symmetry that the operator leaves to a letter where it is not the rule's
+default.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Kind(Enum):
     PASS = "pass"
     REDUCE = "reduce"
     TIED = "tied"
+    RECURRENT = "recurrent"
     FIXED = "fixed"
 
 
@@ -86,7 +88,7 @@ Pattern = str | Product | Concat
 Dims = tuple[Pattern, ...]
 
 _TOKEN = re.compile(r"\s*([A-Za-z_]\w*|1|[()\[\]|])")
-_CLAUSES = ("tied", "fixed", *(s.name.lower() for s in Symmetry if s is not Symmetry.FIXED))
+_CLAUSES = ("tied", "recurrent", "fixed", *(s.name.lower() for s in Symmetry if s is not Symmetry.FIXED))
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class DimRule:
     sizes: Mapping[str, Size] = field(default_factory=dict, compare=False)
     costs: tuple[tuple[str, ...], ...] = field(default=(), compare=False)  # each: letters whose product counts MACs
     why: str = field(default="", compare=False)  # why the fixed letters are fixed
+    recurrent: frozenset[str] = frozenset()
 
     @staticmethod
     def parse(
@@ -138,6 +141,8 @@ class DimRule:
             return Kind.FIXED
         if letter in self.tied:
             return Kind.TIED
+        if letter in self.recurrent:
+            return Kind.RECURRENT
         in_results = any(letter in letters_of(dims) for dims in self.results)
         return Kind.PASS if in_results else Kind.REDUCE
 
@@ -149,7 +154,7 @@ class DimRule:
 
     def __str__(self) -> str:
         text = f"{', '.join(map(_dims_text, self.operands))} -> {', '.join(map(_dims_text, self.results))}".strip()
-        clauses = [("tied", self.tied), ("fixed", self.fixed)]
+        clauses = [("tied", self.tied), ("recurrent", self.recurrent), ("fixed", self.fixed)]
         for symmetry in sorted({s for _, s in self.symmetry}, reverse=True):
             clauses.append((str(symmetry), frozenset(letter for letter, s in self.symmetry if s is symmetry)))
         order = list(dict.fromkeys(letter for dims in (*self.operands, *self.results) for letter in letters_of(dims)))
@@ -160,23 +165,21 @@ class DimRule:
 
 
 def _with_clauses(rule: DimRule, clauses: list[str], text: str) -> DimRule:
-    known, tied, fixed = rule.letters(), set(), set()
+    known, named = rule.letters(), {"tied": set[str](), "recurrent": set[str](), "fixed": set[str]()}
     symmetry: dict[str, Symmetry] = {}
     for clause in clauses:
         name, *members = clause.split()
         if unknown := set(members) - known:
             raise RuleError(f"the clause {clause!r} names letters that the rule does not have: {sorted(unknown)}")
-        if name == "tied":
-            tied.update(members)
-        elif name == "fixed":
-            fixed.update(members)
+        if name in named:
+            named[name].update(members)
         elif name in _CLAUSES:
             symmetry.update(dict.fromkeys(members, Symmetry[name.upper()]))
         else:
             raise RuleError(f"unknown clause {name!r} in {text!r}; clauses are {', '.join(_CLAUSES)}")
     return DimRule(
-        rule.operands, rule.results, frozenset(tied), frozenset(fixed), tuple(sorted(symmetry.items())),
-        rule.default, rule.sizes, rule.costs, rule.why,
+        rule.operands, rule.results, frozenset(named["tied"]), frozenset(named["fixed"]),
+        tuple(sorted(symmetry.items())), rule.default, rule.sizes, rule.costs, rule.why, frozenset(named["recurrent"]),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 KINDS = (
     "neurons", "channels", "heads", "key-value heads", "value dims", "query-key dims", "rotary pairs",
-    "residual stream",
+    "recurrent units", "residual stream",
     "rank", "kernel window", "features",
 )  # fmt: skip
 
@@ -49,6 +49,7 @@ class Role(Enum):
     SUMMED = "two activations are added"
     NORMALISED = "a normalisation runs over it"
     WINDOW = "a convolution's window"
+    RECURRENT = "fed back by a recurrent layer"
 
     @staticmethod
     def name_of(uses: set[Role], symmetry: Symmetry, sites: Iterable[Site], summed: bool, shared_head: bool) -> str:
@@ -56,6 +57,8 @@ class Role(Enum):
         roles = [s.role for s in sites]
         if uses == {Role.WINDOW}:
             return "kernel window"
+        if Role.RECURRENT in uses:
+            return "recurrent units"
         if Role.CHANNELS in uses and Role.NORMALISED not in uses:
             return "channels"
         if Role.HEADS in uses:
@@ -89,6 +92,8 @@ def classify(call: CallAxes, letter: str, weights: Mapping[fx.Node, frozenset[st
         return Role.CHANNELS if rule.kind(letter) is not Kind.FIXED else Role.WINDOW
     if rule.kind(letter) is Kind.TIED:
         return Role.NORMALISED
+    if rule.recurrent:
+        return Role.RECURRENT if letter in rule.recurrent else None
     activations = [d for o, d in zip(call.operands, rule.operands, strict=True) if o not in weights]
     if target in _SUMS and len(activations) == 2 and all(letter in letters_of(d) for d in activations):
         return Role.SUMMED

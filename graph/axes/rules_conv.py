@@ -98,6 +98,12 @@ def pool(call: Call) -> DimRule:
     aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
     aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default,
     aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec, aten.upsample_nearest3d.vec,
+    aten.upsample_nearest1d.default, aten.upsample_nearest3d.default, aten.upsample_linear1d.default,
+    aten.upsample_trilinear3d.default, aten._upsample_bilinear2d_aa.vec, aten._upsample_bilinear2d_aa.default,
+    aten._upsample_bicubic2d_aa.vec, aten._upsample_bicubic2d_aa.default, aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact1d.default, aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact2d.default, aten._upsample_nearest_exact3d.vec,
+    aten._upsample_nearest_exact3d.default,
 )  # fmt: skip
 def upsample(call: Call) -> DimRule:
     """Resampling of the positions behind batch and channels."""

@@ -9,6 +9,7 @@ import torch
 
 from fxslim.graph.axes.notation import DimRule, Symmetry
 from fxslim.graph.axes.registry import Call, NewSizes, names, rule, text
+from fxslim.graph.axes.rules_lines import clause
 
 __all__: list[str] = []
 
@@ -21,10 +22,10 @@ def index(call: Call) -> DimRule | None:
     """x[i, j, :]: indexed dimensions stay; the broadcast indices take the place of the first, or the front."""
     x, *shapes = call.shapes
     indices = list(call.arg("indices"))
-    if any(i is not None and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in indices):
-        return None
     letters = names(len(x))
     used = [d for d, i in enumerate(indices) if i is not None]
+    if any(indices[d].meta["val"].dtype in (torch.bool, torch.uint8) for d in used):
+        return _by_mask(letters, used[0], len(shapes[0])) if len(used) == 1 else None
     rank = max(len(s) for s in shapes)
     inner = names(rank, "i")
     own = [inner[rank - len(s) :] for s in shapes]
@@ -40,11 +41,28 @@ def index(call: Call) -> DimRule | None:
     return DimRule.parse(f"{', '.join(rows)} -> {text(out)}{clauses}", default=Symmetry.GENERAL, why=BY_INDEX)
 
 
+def _by_mask(letters: tuple[str, ...], first: int, rank: int) -> DimRule:
+    """Where a mask is true: the dimensions that it covers become one."""
+    covered = letters[first : first + rank]
+    out = [*letters[:first], "n", *letters[first + rank :]]
+    return DimRule.parse(
+        f"{text(letters)}, {text(covered)} -> {text(out)} | fixed {text((*covered, 'n'))}",
+        default=Symmetry.GENERAL, why="a mask chooses among its positions",
+    )  # fmt: skip
+
+
 @rule(aten.index_select.default)
 def index_select(call: Call) -> DimRule:
     """Positions of one dimension by index."""
     x = call.shapes[0]
+    if not x:
+        return DimRule.parse("(), 1 -> ()" if call.shapes[1] else "(), () -> ()", default=Symmetry.GENERAL)
     letters, dim = list(names(len(x))), call.dim("dim", len(x))
+    if not call.shapes[1]:
+        kept = text([*letters[:dim], "1", *letters[dim + 1 :]])
+        return DimRule.parse(
+            f"{text(letters)}, () -> {kept} | fixed {letters[dim]}", default=Symmetry.GENERAL, why=BY_INDEX
+        )
     out = [*letters[:dim], "i", *letters[dim + 1 :]]
     clauses = f" | fixed {letters[dim]} | permutation i"
     return DimRule.parse(f"{text(letters)}, i -> {text(out)}{clauses}", default=Symmetry.GENERAL, why=BY_INDEX)
@@ -61,7 +79,7 @@ def gather(call: Call) -> DimRule:
     ]
     fixed = [n for i, n in enumerate(letters) if other[i] != n]
     fixed += [o for i, o in enumerate(other) if o not in letters and i != dim]
-    return DimRule.parse(f"{text(letters)}, {text(other)} -> {text(other)} | fixed {text(fixed)}", why=BY_INDEX)
+    return DimRule.parse(f"{text(letters)}, {text(other)} -> {text(other)}{clause('fixed', fixed)}", why=BY_INDEX)
 
 
 @rule(aten.slice_scatter.default, aten.select_scatter.default)

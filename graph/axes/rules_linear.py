@@ -40,7 +40,7 @@ def addmm(call: Call) -> DimRule:
     bias = call.shapes[0]
     full = ["m", "n"]
     dims = ["1" if size == 1 and result != 1 else letter for size, result, letter in
-            zip(bias, call.results[0][-len(bias):], full[-len(bias):], strict=True)]  # fmt: skip
+            zip(bias, call.results[0][2 - len(bias):], full[2 - len(bias):], strict=True)]  # fmt: skip
     spread = _permuted(x for x in full if x not in dims)
     return DimRule.parse(f"{text(dims)}, m k, k n -> m n{spread}", default=GENERAL, costs=["m n k"])
 
@@ -167,9 +167,11 @@ def attention(call: Call) -> DimRule | None:
     if len(call.tensors) == 4:
         rows.append(_broadcast((*batch, *q_heads, "q", "t")[-len(call.shapes[3]) :], call.shapes[3]))
     clause = _permuted((*batch, *heads, *(("r",) if gqa and heads else ())))
+    seen = {x for row in rows for x in row.split()}  # a single position is written 1
+    fixed = " ".join(x for x in ("q", "t") if x in seen)
     every = text((*batch, *heads, *(("r",) if gqa else ())))
     return DimRule.parse(
-        f"{', '.join(rows)} -> {text((*batch, *q_heads, 'q', 'v'))} | fixed q t{clause}",
+        f"{', '.join(rows)} -> {text((*batch, *q_heads, 'q', 'v'))}{f' | fixed {fixed}' if fixed else ''}{clause}",
         default=GENERAL, sizes={"h": call.shapes[1][-3]} if gqa else {},
         costs=[f"{every} q t e", f"{every} q t v"], why="attention is over these positions",
     )  # fmt: skip

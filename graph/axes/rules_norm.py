@@ -9,6 +9,7 @@ import torch
 
 from fxslim.graph.axes.notation import DimRule
 from fxslim.graph.axes.registry import Call, NewSizes, names, rule, text
+from fxslim.graph.axes.rules_lines import clause
 
 __all__: list[str] = []
 
@@ -60,9 +61,40 @@ def group_norm(call: Call) -> DimRule:
     return DimRule.parse(f"{dims}{f', {c}' * (len(call.tensors) - 1)} -> {dims}{clause}", sizes={"g": groups})
 
 
-@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
+@rule(
+    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default,
+    aten._safe_softmax.default,
+)  # fmt: skip
 def softmax(call: Call) -> DimRule:
     """The sum runs over `dim`."""
     (x,) = call.shapes
     dims = names(len(x))
-    return DimRule.parse(f"{text(dims)} -> {text(dims)} | tied {dims[call.dim('dim', len(x))]}")
+    tied = clause("tied", [dims[call.dim("dim", len(x))]] if x else [])
+    return DimRule.parse(f"{text(dims)} -> {text(dims)}{tied}")
+
+
+@rule(aten.native_layer_norm.default, literals=_normalized_shape)
+def native_layer_norm(call: Call) -> DimRule:
+    """As `layer_norm`, with mean and deviation."""
+    rank, inner = len(call.shapes[0]), len(call.arg("normalized_shape"))
+    outer, tied = names(rank - inner, "b"), names(inner, "d")
+    operands = ", ".join([text((*outer, *tied)), *[text(tied)] * (len(call.tensors) - 1)])
+    statistics = text((*outer, *["1"] * inner))
+    return DimRule.parse(f"{operands} -> {text((*outer, *tied))}, {statistics}, {statistics} | tied {text(tied)}")
+
+
+@rule(aten._weight_norm.default)
+def weight_norm(call: Call) -> DimRule:
+    """v / |v| times g: the norm runs over all dimensions but `dim`."""
+    letters = names(len(call.shapes[0]))
+    scale = ["1" if size == 1 else n for n, size in zip(letters, call.shapes[1], strict=True)]
+    tied = clause("tied", [n for n in letters if n not in scale])
+    return DimRule.parse(f"{text(letters)}, {text(scale)} -> {text(letters)}{tied}")
+
+
+@rule(aten.renorm.default)
+def renorm(call: Call) -> DimRule:
+    """Every position of `dim` is scaled down to a norm over all other dimensions."""
+    letters = names(len(call.shapes[0]))
+    tied = clause("tied", [n for d, n in enumerate(letters) if d != call.dim("dim", len(letters))])
+    return DimRule.parse(f"{text(letters)} -> {text(letters)}{tied}")

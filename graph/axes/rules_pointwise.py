@@ -38,10 +38,13 @@ def _broadcast_letters(found: DimRule) -> set[str]:
     return {x for x in everything if any(x not in dims for dims in found.operands)}
 
 
+_DROPOUTS = (
+    aten.dropout.default, aten.alpha_dropout.default, aten.feature_dropout.default, aten.feature_alpha_dropout.default,
+)  # fmt: skip
 _LINEAR = (
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.clone.default, aten.contiguous.default,
-    aten.neg.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default,
-    aten.type_as.default,
+    aten.neg.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
+    aten.type_as.default, *_DROPOUTS,
 )  # fmt: skip
 _SCALING = (aten.relu.default, aten.leaky_relu.default, aten.abs.default)
 _NONLINEAR = (
@@ -59,7 +62,7 @@ _NONLINEAR = (
     aten.tanh.default, aten.trunc.default, aten.hardshrink.default, aten.softshrink.default, aten.log_sigmoid.default,
     aten.nan_to_num.default, aten.threshold.default, aten.add.Scalar, aten.sub.Scalar, aten.full_like.default,
     aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.floor_divide.Scalar,
-    aten.fmod.Scalar, aten.bitwise_and.Scalar, aten.bitwise_or.Scalar,
+    aten.fmod.Scalar, aten.bitwise_and.Scalar, aten.bitwise_or.Scalar, aten.zero.default,
 )  # fmt: skip
 _SCALAR_FACTOR = (aten.mul.Scalar, aten.div.Scalar)
 _BINARY = (
@@ -76,7 +79,10 @@ _BINARY = (
 
 @rule(*_LINEAR)
 def linear_unary(call: Call) -> DimRule:
-    """y = c x: every change of basis commutes, unless the values are integers or random ones are dropped."""
+    """y = c x: every change of basis commutes, unless the values are integers; drawing numbers mixes all."""
+    if call.op in _DROPOUTS and call.arg("train"):
+        found = pointwise_rule(call, Symmetry.PERMUTATION)
+        return DimRule(found.operands, found.results, fixed=found.letters(), why="random values")
     default = Symmetry.GENERAL if _is_linear(call) else Symmetry.PERMUTATION
     if call.op is not aten.type_as.default:
         return pointwise_rule(call, default)
@@ -88,8 +94,7 @@ def linear_unary(call: Call) -> DimRule:
 
 def _is_linear(call: Call) -> bool:
     values = (call.tensors[0].meta["val"], call.node.meta["val"])
-    active = call.op is aten.dropout.default and bool(call.arg("train"))
-    return not active and all(v.dtype.is_floating_point or v.dtype.is_complex for v in values)
+    return all(v.dtype.is_floating_point or v.dtype.is_complex for v in values)
 
 
 @rule(*_SCALAR_FACTOR)
@@ -142,8 +147,8 @@ def prelu(call: Call) -> DimRule:
     """The slope is one number or one for each channel (dimension 1), which then is only permuted."""
     x, slope = call.shapes
     letters = names(len(x))
-    weight = "1" if slope == (1,) else letters[1]
-    clause = f" | permutation {weight}" if weight != "1" else ""
+    weight = "()" if slope == () else ("1" if slope == (1,) else letters[min(1, len(letters) - 1)])
+    clause = f" | permutation {weight}" if weight in letters else ""
     return DimRule.parse(f"{text(letters)}, {weight} -> {text(letters)}{clause}", default=Symmetry.SCALING)
 
 

@@ -7,12 +7,12 @@ import torch
 from fxslim.graph.axes.notation import DimRule, Symmetry
 from fxslim.graph.axes.registry import Call, names, rule, text
 
-__all__: list[str] = []
+__all__ = ["reduction"]
 
 aten = torch.ops.aten
 
 
-def _reduction(
+def reduction(
     call: Call, dims: tuple[int, ...], keepdim: bool, clause: str, default: Symmetry, results: int = 1
 ) -> DimRule:
     """The rule of a call that removes `dims`; `clause` says what that does. The terms of a sum are only permuted."""
@@ -32,7 +32,7 @@ def summation(call: Call) -> DimRule:
     """Removing a term equals making it zero."""
     named = call.op is aten.sum.dim_IntList
     dims = call.dims("dim", len(call.shapes[0])) if named else tuple(range(len(call.shapes[0])))
-    return _reduction(call, dims, named and bool(call.arg("keepdim")), "", Symmetry.GENERAL)
+    return reduction(call, dims, named and bool(call.arg("keepdim")), "", Symmetry.GENERAL)
 
 
 @rule(aten.mean.dim, aten.mean.default)
@@ -40,13 +40,13 @@ def mean(call: Call) -> DimRule:
     """The count changes with what is removed."""
     named = call.op is aten.mean.dim
     dims = call.dims("dim", len(call.shapes[0])) if named else tuple(range(len(call.shapes[0])))
-    return _reduction(call, dims, named and bool(call.arg("keepdim")), "tied", Symmetry.GENERAL)
+    return reduction(call, dims, named and bool(call.arg("keepdim")), "tied", Symmetry.GENERAL)
 
 
 @rule(aten.any.dim)
 def any_(call: Call) -> DimRule:
     """Removing a position equals making it false."""
-    return _reduction(call, call.dims("dim", len(call.shapes[0])), bool(call.arg("keepdim")), "", Symmetry.PERMUTATION)
+    return reduction(call, call.dims("dim", len(call.shapes[0])), bool(call.arg("keepdim")), "", Symmetry.PERMUTATION)
 
 
 @rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
@@ -55,7 +55,7 @@ def vector_norm(call: Call) -> DimRule:
     order = call.arg("ord" if call.op is aten.linalg_vector_norm.default else "p")
     clause = "" if order is None or order >= 0 else "tied"
     dims = call.dims("dim", len(call.shapes[0]))
-    return _reduction(call, dims, bool(call.arg("keepdim")), clause, Symmetry.PERMUTATION)
+    return reduction(call, dims, bool(call.arg("keepdim")), clause, Symmetry.PERMUTATION)
 
 
 @rule(
@@ -65,21 +65,21 @@ def vector_norm(call: Call) -> DimRule:
 def statistic(call: Call) -> DimRule:
     """A statistic of all positions of `dim`: removing one is not the same as making it zero."""
     dims = call.dims("dim", len(call.shapes[0]))
-    return _reduction(call, dims, bool(call.arg("keepdim")), "tied", Symmetry.PERMUTATION)
+    return reduction(call, dims, bool(call.arg("keepdim")), "tied", Symmetry.PERMUTATION)
 
 
 @rule(aten.max.dim, aten.min.dim, aten.median.dim)
 def extreme_with_index(call: Call) -> DimRule:
     """The second result is an index into `dim`."""
     dims = call.dims("dim", len(call.shapes[0]))
-    return _reduction(call, dims, bool(call.arg("keepdim")), "fixed", Symmetry.PERMUTATION, results=2)
+    return reduction(call, dims, bool(call.arg("keepdim")), "fixed", Symmetry.PERMUTATION, results=2)
 
 
 @rule(aten.argmax.default, aten.argmin.default)
 def arg_extreme(call: Call) -> DimRule:
     """The result is an index into `dim`."""
     dims = call.dims("dim", len(call.shapes[0]))
-    return _reduction(call, dims, bool(call.arg("keepdim")), "fixed", Symmetry.PERMUTATION)
+    return reduction(call, dims, bool(call.arg("keepdim")), "fixed", Symmetry.PERMUTATION)
 
 
 @rule(aten.cumsum.default, aten.cumprod.default)
@@ -96,6 +96,8 @@ def scan(call: Call) -> DimRule:
 def topk(call: Call) -> DimRule:
     """The k largest of `dim` and their indices."""
     (x,) = call.shapes
+    if not x:
+        return DimRule.parse("() -> (), ()")
     dims = list(names(len(x)))
     chosen = call.dim("dim", len(x))
     out = [*dims[:chosen], "k", *dims[chosen + 1 :]]
@@ -127,7 +129,8 @@ def reorder(call: Call) -> DimRule:
     """The named dimensions are read in another order."""
     (x,) = call.shapes
     dims = names(len(x))
-    moved = [dims[d] for d in call.dims("dims", len(x))]
+    nothing = call.op is aten.flip.default and not call.arg("dims")
+    moved = [] if nothing else [dims[d] for d in call.dims("dims", len(x))]
     clause = f" | fixed {text(moved)}" if moved else ""
     why = "positions move to other positions"
     return DimRule.parse(f"{text(dims)} -> {text(dims)}{clause}", default=Symmetry.GENERAL, why=why)

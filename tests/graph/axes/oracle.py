@@ -2,6 +2,7 @@
 
     pass     dropping positions from every operand that carries the letter equals dropping them from the result
     reduce   dropping positions equals zeroing the operands there
+    recurrent  dropping positions equals zeroing, there, the operands that carry the letter twice, and dropping results
     tied     dropping is legal, and is *not* equal to the above (else the rule is over-cautious)
     fixed    dropping is illegal or not equal (else likewise)
     symmetry a random member of the group, applied to the operands, comes out of the result
@@ -130,7 +131,8 @@ class _Trial:
     def _slicing(self, letter: str, size: int) -> Iterator[str]:
         kind = self.rule.kind(letter)
         outcomes = [self._try({letter: keep}) for keep in _choices(size) if len(keep) >= self.sample.floor]
-        if kind in (Kind.PASS, Kind.REDUCE) and not all(o == "equal" for o in outcomes):
+        exact = (Kind.PASS, Kind.REDUCE, Kind.RECURRENT)
+        if kind in exact and not all(o == "equal" for o in outcomes):
             yield f"`{letter}` is claimed {kind.value}, but slicing it is {next(o for o in outcomes if o != 'equal')}"
         if kind is Kind.TIED and any(o == "illegal" for o in outcomes):
             yield f"`{letter}` is claimed tied, but slicing it is illegal"
@@ -155,7 +157,8 @@ class _Trial:
             mask[keep] = True
             kept[self.axes[letter][0]] = Kept((), mask)
         selection = Selection(kept)  # type: ignore[arg-type]
-        in_result = all(any(x in letters_of(d) for d in self.rule.results) for x in keeps)
+        in_result = all(self.rule.kind(x) is not Kind.RECURRENT and any(x in letters_of(d) for d in self.rule.results)
+                        for x in keeps)  # fmt: skip
         try:
             got = self._rerun(selection)
         except (RuntimeError, IndexError, ValueError, TypeError):
@@ -181,6 +184,9 @@ class _Trial:
 
     def _zeroed(self, tensor: Tensor, dims: tuple[Pattern, ...], selection: Selection) -> Tensor:
         mask = selection.mask(self._exprs(dims))
+        fed_back = [x for x in self.rule.recurrent if self.axes[x] and self.axes[x][0] in selection.kept]
+        if fed_back and not any(sum(x in letters_of((p,)) for p in dims) > 1 for x in fed_back):
+            return tensor
         return tensor if mask is None else torch.where(mask, tensor, torch.zeros_like(tensor))
 
     def _symmetry(self, letter: str, size: int) -> Iterator[str]:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import torch
 
-from tests.graph.axes import samples_linear, samples_pointwise, samples_shape
+from tests.graph.axes import (
+    samples_index,
+    samples_linear,
+    samples_matrix,
+    samples_pointwise,
+    samples_rnn,
+    samples_shape,
+    samples_special,
+)
 from tests.graph.axes.oracle import Sample
 
 __all__ = ["SAMPLES", "canonical"]
 
 
+_MODULES = (
+    samples_pointwise,
+    samples_linear,
+    samples_shape,
+    samples_special,
+    samples_matrix,
+    samples_index,
+    samples_rnn,
+)
+
+
 def _all() -> tuple[Sample, ...]:
     state = torch.random.get_rng_state()
     torch.manual_seed(20240607)
-    found = tuple(s for module in (samples_pointwise, samples_linear, samples_shape) for s in module.samples())
+    found = tuple(s for module in _MODULES for s in module.samples())
     torch.random.set_rng_state(state)
     return found
 

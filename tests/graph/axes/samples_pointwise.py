@@ -50,7 +50,7 @@ _UNARY: dict[Any, tuple[str, ...]] = {
         "isinf",
         "isnan", "leaky_relu", "lift_fresh_copy", "log_sigmoid", "mish", "nan_to_num", "neg", "relu", "relu6", "round",
         "selu", "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "softshrink", "square", "tan", "tanh", "trunc",
-        "zeros_like", "ones_like",
+        "zeros_like", "ones_like", "zero",
     ),
     positive: ("log", "log10", "log1p", "log2", "reciprocal", "rsqrt", "sqrt"),
     unit: ("acos", "asin"),

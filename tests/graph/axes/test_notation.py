@@ -49,7 +49,7 @@ def test_a_clause_names_only_letters_of_the_rule() -> None:
 
 
 def test_an_unknown_clause_lists_the_known_ones() -> None:
-    with pytest.raises(RuleError, match=r"unknown clause 'free'.*tied, fixed, paired, permutation"):
+    with pytest.raises(RuleError, match=r"unknown clause 'free'.*tied, recurrent, fixed, paired, permutation"):
         DimRule.parse("a -> a | free a")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -33,7 +34,31 @@ CAUTION: dict[tuple[str, str], str] = {
         "aten.chunk.default",
         "c2",
     ): "only the last piece may be shorter; capture writes split_with_sizes, where all are free",
-}
+    **dict.fromkeys(
+        [("aten.pairwise_distance.default", "b"), ("aten.triplet_margin_loss.default", "b")],
+        "a small number is added to each difference: a removed one is nearly, not exactly, a zero",
+    ),
+    **dict.fromkeys(
+        [
+            (f"aten.linalg_{op}", letter)
+            for op, letters in (
+                ("matrix_norm.default", "bc"), ("matrix_norm.str_ord", "ac"), ("norm.ord_str", "bc"),
+                ("matrix_rank.default", "mn"), ("matrix_rank.atol_rtol_tensor", "mn"),
+            )
+            for letter in letters
+        ],
+        "whole rows or columns could go, but not other columns from each row",
+    ),
+    **dict.fromkeys(
+        [("aten.index.Tensor", "a"), ("aten.index.Tensor", "b"), ("aten.index.Tensor", "c")],
+        "positions that a mask chooses among: zeros in the mask, not in what it is applied to",
+    ),
+    **dict.fromkeys(
+        [("aten.index_put.default", "ia"), ("aten.index_add.default", "i")],
+        "terms that are added by index: zeros in the source, not in the index",
+    ),
+    ("aten.repeat_interleave.self_Tensor", "b"): "a zero in the counts, not in what they repeat",
+}  # fmt: skip
 
 # Mutants that no experiment can refute. (operator, mutation) -> why they are as true as the rule.
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -46,6 +71,25 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("aten.split.Tensor", "not fixed c1"): "see CAUTION",
     ("aten.chunk.default", "not fixed c2"): "see CAUTION",
     ("aten.split.Tensor", "swap c0 c1 in 0"): "equal pieces that are never sliced",
+    **{
+        (f"aten.pixel_{op}.default", f"swap {pair} in {side}"): "one factor for both, never sliced"
+        for op in ("shuffle", "unshuffle")
+        for pair in ("r s", "s r")
+        for side in (0, 1)
+    },
+    ("aten.pairwise_distance.default", "not tied b"): "see CAUTION",
+    ("aten.triplet_margin_loss.default", "not tied b"): "see CAUTION",
+    ("aten.linalg_matrix_norm.default", "not tied c"): "see CAUTION",
+    **{
+        (f"aten.{op}.default", f"{what} {side}"): "two letters that are never sliced, of one size"
+        for op in ("linalg_qr", "linalg_svd", "svd", "linalg_lu")
+        for what in ("roll", *(f"swap {a} {b} in" for a, b in itertools.permutations("mnkuvp", 2)))
+        for side in range(1, 4)
+    },
+    **{
+        (f"aten.{op}.input", "not general k"): "a permutation is a change of basis: the mutant claims less"
+        for op in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    },
 }
 
 
@@ -54,7 +98,13 @@ DECLINED: dict[str, Sample] = {
     "attention without an explicit scale": Sample(
         aten.scaled_dot_product_attention.default, tuple(torch.randn(2, 3, 4, 5, dtype=torch.float64) for _ in range(3))
     ),
-    "indexing by a mask": Sample(aten.index.Tensor, (torch.randn(4, 5), [torch.tensor([True, False, True, True])])),
+    "indexing by a mask and positions": Sample(
+        aten.index.Tensor, (torch.randn(4, 5), [torch.tensor([True, False, True, True]), torch.tensor([0, 4, 2])])
+    ),
+    "writing by a mask and positions": Sample(
+        aten.index_put.default,
+        (torch.randn(4, 5), [torch.tensor([True, False, True, True]), torch.tensor([0, 4, 2])], torch.randn(3)),
+    ),
 }
 
 

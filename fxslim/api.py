@@ -19,6 +19,8 @@ from fxslim.passes.importance import Importance
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import make_plan as _make_plan
 from fxslim.passes.planner import plan_and_restore
+from fxslim.passes.prepare import ALWAYS
+from fxslim.passes.prepare import prepare as _prepare
 from fxslim.passes.prove import TOLERANCE, Proof
 from fxslim.passes.prove import prove as _prove
 from fxslim.passes.prune import Prune
@@ -33,6 +35,7 @@ __all__ = [
     "compress",
     "load",
     "make_plan",
+    "prepare",
     "prove",
     "save",
 ]
@@ -76,6 +79,18 @@ def make_plan(
         _analysis(program), keep, width=width, of=of, importance=importance, calibration=_listed(calibration),
         round_to=round_to, groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
     )  # fmt: skip
+
+
+def prepare(program: Program | Analysis, passes: Sequence[str] = ALWAYS) -> Program:
+    """The program after passes that preserve its numerics and open it to more cuts.
+
+    `fold-constants` computes once what depends on weights alone (weight normalisation); `split-fused` splits
+    projections that compute q, k and v in one product, so that V alone can be cut.
+
+    Raises:
+        InputError: there is no such pass.
+    """
+    return _prepare(_analysis(program), passes).program
 
 
 def apply(

@@ -68,6 +68,13 @@ RestoreName = Annotated[
     Literal["least-squares", "none"] | None,
     typer.Option(help="How weights are restored. Default: least-squares with calibration data.", show_default=False),
 ]
+SplitFused = Annotated[
+    bool,
+    typer.Option(
+        "--split-fused",
+        help="First split projections that compute q, k and v in one product, so that V alone can be cut.",
+    ),
+]
 Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (fxslim doctor lists them).")]
 Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session.")]
@@ -196,15 +203,15 @@ def split(text: str | None) -> tuple[str, ...] | None:
 
 
 def opened(
-    shown: Shown, model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None
-) -> tuple[Source, Analysis]:
-    """The model and its analysis, each a step that is shown."""
-    from fxslim.api import analyze
-    from fxslim.opening import open_model
+    shown: Shown, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
+    trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
+) -> tuple[Source, Analysis]:  # fmt: skip
+    """The model and its analysis, each a step that is shown; prepared as a plan says, or as always."""
+    from fxslim.opening import open_model, prepared
 
     shown.step("load")
     source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
     shown.step("capture")
     program = source.program
     shown.step("analyze")
-    return source, analyze(program)
+    return source, prepared(program, prepare, split_fused=split_fused)

@@ -48,6 +48,7 @@ def groups(
     model: c.Model,
     kind: Annotated[str | None, typer.Option(help="Only groups of this kind.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also groups that are fixed, with the reason.")] = False,
+    split_fused: c.SplitFused = False,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -58,7 +59,9 @@ def groups(
     from fxslim.graph.errors import InputError
 
     with c.watching(quiet) as shown:
-        _, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        _, analysis = c.opened(
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
+        )
     kinds = sorted({g.kind for g in analysis.groups})
     if kind is not None and kind not in kinds:
         raise InputError(f"there is no group of the kind {kind!r}", remedy=f"the kinds are {', '.join(kinds)}")
@@ -132,6 +135,7 @@ def explain(
     b: Annotated[
         str | None, typer.Argument(metavar="[B]", help="A second one: why are both tied?", show_default=False)
     ] = None,
+    split_fused: c.SplitFused = False,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -139,7 +143,9 @@ def explain(
 ) -> None:
     """Say why two dimensions are tied, or what ties and fixes one."""
     with c.watching(quiet) as shown:
-        _, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        _, analysis = c.opened(
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
+        )
     typer.echo(analysis.explain(a, b))
 
 

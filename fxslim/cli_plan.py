@@ -57,6 +57,7 @@ def plan(
     samples: c.Samples = None,
     window: c.Window = None,
     seed: c.Seed = 0,
+    split_fused: c.SplitFused = False,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -70,7 +71,9 @@ def plan(
 
     SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
     with c.watching(quiet) as shown:
-        source, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        source, analysis = c.opened(
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
+        )
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
         shown.step("plan")
@@ -122,7 +125,9 @@ def apply(
 
     chosen = Plan.load(plan)
     with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
-        source, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        source, analysis = c.opened(
+            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
+        )
         chosen.selection(analysis)  # refuses a plan of another model before anything costs time
         data = (
             None
@@ -172,7 +177,9 @@ def prove(
 
     chosen = Plan.load(plan)
     with c.watching(quiet) as shown:
-        _, analysis = c.opened(shown, model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        _, analysis = c.opened(
+            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
+        )
         shown.step("prove")
         proof = run(analysis, chosen)
     facts = proof_facts(proof)

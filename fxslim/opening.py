@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import is_saved_program, load
+from fxslim.passes.prepare import ALWAYS, SPLIT, prepare
 from fxslim.sources import Source, load_model, refuse_bad_weights
 
-__all__ = ["SLIM", "SavedSource", "open_model", "saved_program"]
+__all__ = ["SLIM", "SavedSource", "open_model", "prepared", "saved_program"]
 
 SLIM = "slim"
 """Name of the folder that holds the slim program inside a result of `fxslim slim`."""
@@ -52,3 +55,14 @@ def open_model(
     source = SavedSource(name=model, module=program.root(), saved=program)
     refuse_bad_weights(source)
     return source
+
+
+def prepared(program: Program, names: Sequence[str] | None = None, *, split_fused: bool = False) -> Analysis:
+    """The analysis of a program prepared by the passes `names` (those of a plan), by default by those that always help.
+
+    Raises:
+        InputError: there is no such preparation.
+    """
+    if names is None:
+        names = (*ALWAYS, SPLIT) if split_fused else ALWAYS
+    return prepare(program, names)

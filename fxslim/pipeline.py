@@ -27,12 +27,12 @@ from fxslim.export import (
     measure_latency,
     resolve_provider,
 )
-from fxslim.graph.axes.groups import Analysis, analyze
+from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
-from fxslim.opening import SLIM, open_model
+from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
 from fxslim.passes.importance import Importance
 from fxslim.passes.plan import Plan
@@ -98,6 +98,7 @@ class SlimOptions:
     provider: str = "auto"
     threads: int = 1
     latency_seconds: float = 10.0
+    split_fused: bool = False
     dtype: str | None = None
     trust_pt2: bool = False
     trust_remote_code: bool = False
@@ -116,7 +117,7 @@ class SlimOptions:
                 else "nothing says how much remains"
             )
             raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
-        made = ("importance", "groups", "keep_fixed", "inexact", "round_to", "of")
+        made = ("importance", "groups", "keep_fixed", "inexact", "round_to", "of", "split_fused")
         default = {f.name: f.default for f in fields(self)}
         if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
             names = ", ".join("--" + n.replace("_", "-") for n in idle)
@@ -191,7 +192,8 @@ def _load(options: SlimOptions, run: _Run) -> tuple[Source, Analysis]:
     with run.step("capture"):
         program = source.program
     with run.step("analyze"):
-        return source, analyze(program)
+        names = Plan.load(options.plan).prepare if options.plan is not None else None
+        return source, prepared(program, names, split_fused=options.split_fused)
 
 
 def _work(

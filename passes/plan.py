@@ -62,6 +62,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)  # how it was made
     predicted: Mapping[str, Any] = field(default_factory=dict)  # parameters and MACs before and after
     notes: tuple[str, ...] = ()
+    prepare: tuple[str, ...] = ()  # passes that the model went through before: applying the plan repeats them
 
     def selection(self, analysis: Analysis) -> Selection:
         """The plan in terms of the axes of a program.
@@ -109,6 +110,7 @@ class Plan:
                 data.get("options", {}),
                 data.get("predicted", {}),
                 tuple(data.get("notes", ())),
+                tuple(map(str, data.get("prepare", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(

@@ -16,6 +16,7 @@ from fxslim.passes.budget import choose_groups, counts_for_keep, counts_for_widt
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.importance import ColumnScores, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 
 __all__ = ["make_plan", "plan_and_restore"]
@@ -106,7 +107,8 @@ def plan_and_restore(
         "keep": keep, "width": width, "of": of, "importance": importance, "round_to": round_to, "inexact": inexact,
         "seed": seed, "groups": list(groups) if groups is not None else None, "keep_fixed": list(keep_fixed),
     }  # fmt: skip
-    plan = Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes))
+    plan = Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes),
+                preparations_of(analysis.program))  # fmt: skip
     if any(not g.exact for g in cut):
         restoration = None  # decided behind norms that ran uncut: the finished plan has to be restored by itself
     return plan, restoration

@@ -1,0 +1,154 @@
+"""The split-fused pass: a projection whose result is read part by part (queries, keys, values) becomes one for each.
+
+A model that computes q, k and v in one matrix product and takes them apart by position (`unbind`, `[0]`) ties their
+dimensions: a view `3·h·d` is rectangular. The analysis sees an axis of three positions that is only read by number; the
+pass copies what lies between the weight and the readers, once for each position, and the copies share nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from fxslim.graph.axes.analysis import Axes
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.select import Kept, Selection
+from fxslim.graph.axes.terms import Axis
+from fxslim.graph.program import Program
+from fxslim.graph.rewriter import Rewriter, evaluate_fake, fake_mode
+from fxslim.graph.verify import verify
+from fxslim.passes.base import Pass, PassResult
+
+__all__ = ["SplitFused", "fused_axes"]
+
+aten = torch.ops.aten
+_MOST = 8  # positions: more than that is a sequence of steps, not a fused projection
+
+
+@dataclass(frozen=True)
+class FusedAxis:
+    """An axis that is read by number only: its nodes from the weights to the readers, in order."""
+
+    axis: Axis
+    region: tuple[fx.Node, ...]  # weights and calls that carry it
+    readers: tuple[fx.Node, ...]  # unbind or select
+
+
+@dataclass(frozen=True)
+class SplitFused(Pass):
+    """Splits fused projections, so that V alone, or Q and K alone, can be cut. The numerics are preserved."""
+
+    name: ClassVar[str] = "split-fused"
+
+    def apply(self, analysis: Analysis) -> PassResult:
+        """The program with one projection for each part; parts of `qkv.weight` are `qkv.weight.0`, ..."""
+        rewriter = Rewriter(analysis.program, self.name)
+        for fused in fused_axes(analysis.axes):
+            parts = [_part(rewriter, analysis.axes, fused, i) for i in range(int(fused.axis.size))]
+            for reader in fused.readers:
+                _rewire(rewriter, analysis.axes, reader, parts)
+        if rewriter.modified:
+            rewriter.sweep()
+        return PassResult(rewriter.program, rewriter.edits)
+
+    def ensures(self, result: Program, original: Program) -> None:
+        """The result is well formed and keeps its interface."""
+        verify(result, original)
+
+
+def fused_axes(axes: Axes) -> list[FusedAxis]:
+    """The axes of a program that lie on weights and are read by number only."""
+    readers: dict[Axis, list[fx.Node]] = {}
+    for node in axes.calls:
+        axis = _read_axis(axes, node)
+        if axis is not None:
+            readers.setdefault(axis, []).append(node)
+    found = (_fused(axes, axis, nodes) for axis, nodes in readers.items())
+    return [f for f in found if f is not None]
+
+
+def _read_axis(axes: Axes, node: fx.Node) -> Axis | None:
+    """The axis whose positions an unbind or select reads one by one, if its dimension is that axis alone."""
+    if node.target not in (aten.unbind.int, aten.select.int):
+        return None
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    expr = axes.dims(source)[_dim(node)]
+    if len(expr) != 1 or not isinstance(expr[0], Axis):
+        return None
+    size = expr[0].size
+    return expr[0] if isinstance(size, int) and 1 < size <= _MOST else None
+
+
+def _dim(node: fx.Node) -> int:
+    dim = node.args[1] if len(node.args) > 1 else 0
+    source = node.args[0]
+    assert isinstance(dim, int) and isinstance(source, fx.Node)
+    return dim % int(source.meta["val"].dim())
+
+
+def _fused(axes: Axes, axis: Axis, readers: Sequence[fx.Node]) -> FusedAxis | None:
+    """What carries the axis; None where something else than the readers ends it, or no product with a weight begins
+    it."""
+    region: list[fx.Node] = []
+    for node in axes.program.graph.nodes:
+        if node in readers or node.op == "output" or node not in axes.values:
+            continue
+        carries = [_carries(axes, dims, axis) for dims in axes.values[node]]
+        if not any(carries):
+            continue
+        if node.op == "placeholder" or len(carries) > 1 or (node.op == "call_function" and node not in axes.calls):
+            return None
+        region.append(node)
+    inside = {*region, *readers}
+    closed = all(user in inside for node in region if node.op == "call_function" for user in node.users)
+    products = [n for n in region if n in axes.calls and axes.calls[n].rule.costs]
+    weights = [n for n in region if n.op == "get_attr"]
+    shared = any(user not in inside for node in weights for user in node.users)
+    sources_inside = all(r.args[0] in inside for r in readers)
+    if not (closed and sources_inside and weights and products) or shared:
+        return None
+    return FusedAxis(axis, tuple(region), tuple(readers))
+
+
+def _carries(axes: Axes, dims: Sequence[object], axis: Axis) -> bool:
+    return any(atom is axis for expr in dims for atom in axes.terms.atoms(expr))  # type: ignore[arg-type]
+
+
+def _part(rewriter: Rewriter, axes: Axes, fused: FusedAxis, index: int) -> dict[fx.Node, fx.Node]:
+    mask = torch.zeros(int(fused.axis.size), dtype=torch.bool)
+    mask[index] = True
+    selection = Selection({fused.axis: Kept((), mask)})
+    return rewriter.copy_sliced(axes, selection, fused.region, fused.readers[0], f".{index}")
+
+
+def _rewire(rewriter: Rewriter, axes: Axes, reader: fx.Node, parts: list[dict[fx.Node, fx.Node]]) -> None:
+    """Whoever read position i of the reader's source reads the only position of the i-th copy."""
+    source = reader.args[0]
+    assert isinstance(source, fx.Node)
+    copies = rewriter.copies(axes)
+    if reader.target is aten.select.int:
+        index = reader.args[2]
+        assert isinstance(index, int)
+        ours = copies[reader]
+        rewriter.replace(ours, _only(rewriter, parts[index % len(parts)][source], _dim(reader), ours))
+        return
+    for user in list(copies[reader].users):
+        assert user.target is operator.getitem and isinstance(user.args[1], int)
+        rewriter.replace(user, _only(rewriter, parts[user.args[1]][source], _dim(reader), user))
+
+
+def _only(rewriter: Rewriter, source: fx.Node, dim: int, before: fx.Node) -> fx.Node:
+    """`source` without its dimension `dim` of size 1."""
+    graph = rewriter.program.graph
+    with graph.inserting_before(before):
+        node = graph.call_function(aten.squeeze.dims, (source, [dim]))
+    node.meta = {**before.meta, "from_pass": rewriter.pass_name}
+    with fake_mode(rewriter.program):
+        node.meta["val"] = evaluate_fake(node)
+    return node

@@ -1,0 +1,101 @@
+"""Computations over weights alone become weights, and what they tied is free."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from fxslim.graph.evaluate import Evaluator
+from fxslim.passes.fold import FoldConstants
+from fxslim.passes.planner import make_plan
+from fxslim.passes.prepare import prepare
+from fxslim.passes.prove import prove
+from tests.passes.conftest import Analyse, Pair
+
+EXACT = 1e-9
+
+
+class Normalised(nn.Module):
+    """Weight normalisation, spectral norm and a weight that is standardised in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = parametrizations.weight_norm(nn.Linear(5, 7))
+        self.b = parametrizations.spectral_norm(nn.Conv1d(7, 6, 1))
+        self.c, self.d = nn.Parameter(torch.randn(4, 6)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.relu(self.a(x)).transpose(1, 2)).transpose(1, 2)
+        weight = (self.c - self.c.mean(1, keepdim=True)) / (self.c.std(1, keepdim=True) + 1e-5)
+        return self.d(F.relu(F.linear(F.relu(x), weight)))
+
+
+def test_what_norms_over_weights_tied_is_free_after_folding(analyse: Analyse) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5)
+    model = Normalised().eval()
+    before = analyse(model, x)
+    after = prepare(before)
+    assert after.unknown_ops == {}
+    assert {(g.size, g.exact) for g in after.prunable} == {(7, True), (6, True), (4, True)}
+    assert not all(g.exact for g in before.prunable) or len(before.prunable) < 3
+    torch.testing.assert_close(Evaluator(after.program).run([x])[0], model(x).detach())
+    proof = prove(after, make_plan(after, width=0.5))
+    assert proof.ok and proof.exact and proof.max_error <= EXACT
+
+
+def test_folded_weights_are_named_after_their_layer_and_trainable(analyse: Analyse) -> None:
+    program = prepare(analyse(Normalised().eval(), torch.randn(2, 4, 5))).program
+    folded = {name: info.trainable for name, info in program.info.items() if "folded" in name}
+    assert folded == {"a.weight.folded": True, "b.weight.folded": True, "c.folded": True}
+    assert not any("parametrizations" in name for name in program.info)
+    assert program.history == ["fold-constants"]
+
+
+class Table(nn.Module):
+    """A bias table read by index: larger than what it is read from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 4)
+        self.register_buffer("index", torch.randint(0, 3, (50,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.table[self.index]
+
+
+def test_a_value_larger_than_its_weights_is_not_stored(analyse: Analyse) -> None:
+    analysis = analyse(Table(), torch.randn(50, 4))
+    assert not FoldConstants()(analysis).modified
+
+
+def test_views_of_weights_stay(analyse: Analyse) -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.w.t().contiguous().t()
+
+    assert not FoldConstants()(analyse(Transposed(), torch.randn(2, 4))).modified
+
+
+def test_a_weight_that_is_changed_position_by_position_keeps_its_name(analyse: Analyse) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.out = nn.Parameter(torch.randn(4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.rms_norm(x, (4,)) * (1 + self.weight.float()))
+
+    assert not FoldConstants()(analyse(Shifted(), torch.randn(2, 4))).modified
+
+
+def test_nothing_to_fold_changes_nothing(analyse: Analyse) -> None:
+    analysis = analyse(Pair(), torch.randn(2, 4))
+    assert prepare(analysis) is analysis
+    assert analysis.program.history == []

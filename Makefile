@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo models wheel clean
+.PHONY: help install test check format demo models zoo fuzz wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,24 @@ demo: $(VENV)/.run ## Slim the bundled language model to 70 % and leave the resu
 models: $(VENV)/.dev ## Train the bundled models again (about half an hour)
 	$(BIN)/python examples/train_digits_resnet.py --out fxslim/models/digits-resnet
 	$(BIN)/python examples/train_opt_python.py --out fxslim/models/opt-python
+
+# torchvision has no build for every torch, and transformers would find it: it stays out of .venv.
+build/vision/.done:
+	$(BIN)/pip install --quiet --no-deps --target build/vision torchvision timm pillow
+	@touch $@
+
+build/transformers4/.done:
+	$(BIN)/pip install --quiet --no-deps --target build/transformers4 "transformers<5" "huggingface-hub<1"
+	@touch $@
+
+zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over torchvision, timm, transformers (hours)
+	PYTHONPATH=build/vision $(BIN)/python -W ignore -m benchmarks.zoo --library torchvision timm $(ZOO_ARGS)
+	PYTHONPATH=build/transformers4 $(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS)
+	$(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS)
+
+fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
+	$(BIN)/python -W ignore -m tests.fuzz --count 5000 --out benchmarks/results/fuzz.md $(FUZZ_ARGS)
+	$(BIN)/python -W ignore -m tests.fuzz --mutate $(FUZZ_ARGS)
 
 wheel: $(VENV)/.run ## Build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fxslim.graph.axes.select import Selection
+from fxslim.graph.capture import capture
 from fxslim.graph.errors import AnalysisError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from tests.models.nets import captured
@@ -64,3 +65,39 @@ def test_wrong_inputs_are_named() -> None:
         Evaluator(program).run([torch.randn(2, 6)] * 2)
     with pytest.raises(AnalysisError, match="evaluation failed"):
         Evaluator(program).run([torch.randn(2, 5, 4)])
+
+
+class Started(torch.nn.Module):
+    """A state that forward creates, in torch's default type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.turn = torch.nn.Linear(3, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(x.shape[0], 4)
+        for step in x.unbind(1):
+            state = torch.tanh(self.read(step) + self.turn(state))
+        return state + torch.arange(4) * torch.full((4,), 0.5)
+
+
+def test_what_forward_creates_is_float64_too() -> None:
+    model, x = Started(), torch.randn(2, 3, 3)
+    got = Evaluator(capture(model, (x,)), dtype=torch.float64).run([x])[0]
+    assert got.dtype is torch.float64
+    torch.testing.assert_close(got.float(), model(x).detach())
+
+
+def test_complex_weights_become_complex128() -> None:
+    class Turned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("angles", torch.polar(torch.ones(4), torch.randn(4)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (torch.fft.fft(x) * self.angles).abs()
+
+    model, x = Turned(), torch.randn(2, 4)
+    got = Evaluator(capture(model, (x,)), dtype=torch.float64).run([x])[0]
+    assert got.dtype is torch.float64
+    torch.testing.assert_close(got.float(), model(x))

@@ -155,3 +155,43 @@ def test_a_proof_in_which_masking_changes_nothing_is_none() -> None:
     analysis = analyze(capture(model, (torch.zeros(3, 4),)))
     proof = prove(analysis, make_plan(analysis, width=0.5))
     assert not proof.ok and not proof.conclusive
+
+
+class Recurrent(nn.Module):
+    """Two layers in both directions, read by a linear one."""
+
+    def __init__(self, cell: type[nn.LSTM | nn.GRU | nn.RNN], units: int) -> None:
+        super().__init__()
+        self.steps = cell(4, units, num_layers=2, bidirectional=True, batch_first=True)
+        self.leave = nn.Linear(2 * units, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.steps(x)[0])
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_cut_equals_a_smaller_one_with_sliced_weights(cell: type[nn.LSTM | nn.GRU | nn.RNN]) -> None:
+    torch.manual_seed(7)
+    units, kept = 6, [0, 2, 5]
+    model, x = Recurrent(cell, units).double().eval(), torch.randn(2, 5, 4, dtype=torch.float64)
+    analysis = analyze(capture(model, (x,)))
+    small = Recurrent(cell, len(kept)).double().eval()
+    both = torch.tensor([*kept, *(units + k for k in kept)])  # the two directions one after the other
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            target = small.get_parameter(name)
+            if name == "leave.weight":
+                target.copy_(weight[:, both])
+                continue
+            if name == "leave.bias":
+                target.copy_(weight)
+                continue
+            rows = weight.unflatten(0, (-1, units))[:, kept].flatten(0, 1)  # the same units of every gate
+            if weight.dim() == 2 and "weight_hh" in name:
+                rows = rows[:, kept]
+            elif weight.dim() == 2 and "_l1" in name:
+                rows = rows[:, both]
+            target.copy_(rows)
+    (group,) = analysis.prunable
+    assert (group.kind, group.exact) == ("recurrent units", True)
+    torch.testing.assert_close(run(analysis, cut(analysis, n6=kept), x), small(x).detach(), rtol=0, atol=TOLERANCE)

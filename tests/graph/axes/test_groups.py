@@ -305,3 +305,19 @@ def test_shapes_are_enough() -> None:
 
 def test_low_rank_pairs_take_any_basis() -> None:
     assert group(tiny.LoRA, "down.weight[0]").symmetry is Symmetry.GENERAL
+
+
+class Scores(nn.Module):
+    """Nothing with a weight sums over the shared width: a dot product of two activations, a maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 7), nn.Linear(4, 7), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self.a(x) * self.b(y)).sum(-1), self.c(x).amax(-1)
+
+
+def test_an_axis_that_ends_in_a_reduction_may_be_cut() -> None:
+    analysis = analyze(capture(Scores(), (torch.randn(2, 3), torch.randn(2, 4))))
+    assert {(g.size, g.exact) for g in analysis.prunable} == {(7, True), (5, False)}

@@ -198,6 +198,8 @@ def _load(
             at=str(directory),
             remedy="check that config.json and the weights belong together and that this transformers knows the model",
         ) from error
+    if hasattr(module, "set_experts_implementation") and module._can_set_experts_implementation():
+        module.set_experts_implementation("batched_mm")  # the grouped kernel has neither float64 nor an ONNX form
     for kind, what in (("missing_keys", "are missing from the file"), ("mismatched_keys", "have another shape")):
         if keys := sorted(str(k) for k in report.get(kind, ())):
             raise InputError(

@@ -199,6 +199,7 @@ def _load(options: SlimOptions, run: _Run) -> tuple[Source, Analysis]:
 def _work(
     options: SlimOptions, source: Source, analysis: Analysis, directory: Path, command: str, run: _Run
 ) -> Findings:
+    original = source.program  # as it came, not as it was prepared: that is what slim has to be better than
     with run.step("data"):
         calibration = calibration_of(
             source, options.calibration, samples=options.samples, window=options.window, seed=options.seed
@@ -214,20 +215,18 @@ def _work(
         if applied is None:
             applied = apply_plan(analysis, plan, options.restore, calibration, run.watcher.progress)
     with run.step("evaluate"):
-        scores = None if evaluation is None else _scores(analysis.program, applied.program, evaluation, source)
+        scores = None if evaluation is None else _scores(original, applied.program, evaluation, source)
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
         before, after = Path(scratch) / "original.onnx", directory / "model.onnx"
         with run.step("export"):
-            files = export_onnx(analysis.program, before, opset=options.opset), _export(applied, after, options.opset)
+            files = export_onnx(original, before, opset=options.opset), _export(applied, after, options.opset)
         with run.step("check"):
             check = check_onnx(
-                applied.program, after, original=analysis.program, provider=options.provider, seed=options.seed,
+                applied.program, after, original=original, provider=options.provider, seed=options.seed,
                 threads=options.threads,
             )  # fmt: skip
         with run.step("latency"):
-            latency, shapes = _latency(
-                options, analysis.program, applied.program, before, after, evaluation or calibration
-            )
+            latency, shapes = _latency(options, original, applied.program, before, after, evaluation or calibration)
     return Findings(
         source.name, source.task, command, analysis, plan, proof, applied, calibration, evaluation, scores, files,
         check, latency, shapes, run.seconds, source.notes,

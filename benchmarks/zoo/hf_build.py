@@ -257,6 +257,8 @@ def _model(name: str, row: Row) -> tuple[nn.Module, Config]:
     model = cls._from_config(config, attn_implementation=row.attention) if chosen else cls(config)
     for key, value in extra.items():
         setattr(config, key, value)
+    if hasattr(model, "set_experts_implementation") and model._can_set_experts_implementation():
+        model.set_experts_implementation("batched_mm")  # the grouped kernel has no float64
     caching = inspect.signature(model.forward).parameters.get("use_cache")
     if caching is not None and caching.default is True:  # the configuration is not asked
         model.forward = functools.partial(model.forward, use_cache=False)

@@ -10,7 +10,7 @@ from fxslim.graph.axes.analysis import Axes, CallAxes, analyze_axes
 from fxslim.graph.axes.batching import batch_axes
 from fxslim.graph.axes.notation import Kind, Symmetry, letters_of
 from fxslim.graph.axes.orientation import conflicting_orientations
-from fxslim.graph.axes.roles import Role, classify, weight_like
+from fxslim.graph.axes.roles import STACK, Role, chosen_weights, classify, weight_like
 from fxslim.graph.axes.terms import Axis, Cat, Expr, Reason, expr_size
 from fxslim.graph.errors import AnalysisError
 from fxslim.graph.program import Program
@@ -122,7 +122,8 @@ class _Builder:
 
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
-        self.weight_like = weight_like(axes.program.graph)
+        own = weight_like(axes.program.graph)
+        self.weight_like = {**own, **chosen_weights(axes.program.graph, own)}
         self.weights = {name: axes.dims(node) for name, node in axes.program.weight_nodes().items()}
         self.sites: dict[Axis, list[tuple[str, int]]] = defaultdict(list)
         self.roles: dict[tuple[str, int, Axis], str] = {}
@@ -205,7 +206,8 @@ class _Builder:
             }
             own = set(letters_of(dims))
             contracts = bool(call.rule.costs) and any(call.rule.kind(x) is Kind.REDUCE or x not in others for x in own)
-            reads_rows = bool(others) and any(call.rule.kind(x) is Kind.FIXED for x in own - others)
+            table = len(dims) < STACK and bool(others)  # of a stack of matrices, whoever multiplies decides
+            reads_rows = table and any(call.rule.kind(x) is Kind.FIXED for x in own - others)
             makes = "produces" if contracts or reads_rows else "carries"
             for letter in sorted(own):
                 kind, places = call.rule.kind(letter), [d for d, p in enumerate(dims) if letter in letters_of((p,))]

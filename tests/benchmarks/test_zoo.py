@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from benchmarks.zoo.alive import enliven
@@ -31,6 +32,8 @@ MODELS = cases()
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_models_of_the_sample_are_proven_and_exported(name: str) -> None:
+    if name == "MixtralForCausalLM" and transformers.__version__.startswith("4."):
+        pytest.skip("transformers 4 loops over the experts that were hit: torch.export refuses that")
     row = measure("transformers", name, MODELS[name])
     assert row.status == "ok", row.reason
     assert row.unknown_operators == ""

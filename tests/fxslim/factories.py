@@ -55,3 +55,22 @@ def write_data(path: Path, rows: int = 64, *, labels: bool = True) -> Path:
     arrays = {"x": x.numpy()} | ({"labels": answers.numpy()} if labels else {})
     np.savez(path, **arrays)
     return path
+
+
+class Fused(nn.Module):
+    """Attention whose queries, keys and values are one product, and a weight that is normalised in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(FEATURES, 3 * FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, FEATURES // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return self.head(self.out(mixed).relu()).mean(1)
+
+
+def fused() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    return Fused(), (torch.randn(2, 5, FEATURES),), None, ({0: "batch"},)

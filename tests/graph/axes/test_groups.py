@@ -321,3 +321,28 @@ class Scores(nn.Module):
 def test_an_axis_that_ends_in_a_reduction_may_be_cut() -> None:
     analysis = analyze(capture(Scores(), (torch.randn(2, 3), torch.randn(2, 4))))
     assert {(g.size, g.exact) for g in analysis.prunable} == {(7, True), (5, False)}
+
+
+class Experts(nn.Module):
+    """A mixture: the two best experts of each row, chosen among stacked matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.out = nn.Linear(6, 4), nn.Linear(6, 3)
+        self.up, self.down = nn.Parameter(torch.randn(4, 9, 6)), nn.Parameter(torch.randn(4, 6, 9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, best = self.router(x).softmax(-1).topk(2)
+        chosen, y = best.reshape(-1), x.repeat_interleave(2, 0)
+        hidden = torch.bmm(self.up[chosen], y.unsqueeze(-1)).relu()
+        y = torch.bmm(self.down[chosen], hidden).squeeze(-1) * weights.reshape(-1, 1)
+        return self.out(y.view(-1, 2, 6).sum(1))
+
+
+def test_experts_lose_neurons_and_the_router_stays() -> None:
+    analysis = analyze(capture(Experts(), (torch.randn(5, 6),)))
+    found = {g.name: (g.kind, g.size, g.exact) for g in analysis.prunable}
+    assert found == {"up[1]": ("neurons", 9, True), "down[1]": ("rank", 6, True)}
+    assert "names positions" in str(analysis.group("router.weight[0]").fixed)
+    roles = {str(s): s.role for s in analysis.group("up[1]").sites}
+    assert roles == {"up[1]": "produces", "down[2]": "consumes"}

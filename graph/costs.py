@@ -15,7 +15,7 @@ Target = Literal["params", "macs"]
 
 
 class CostModel:
-    """Counts from shapes alone. Dynamic sizes have the values of the example inputs."""
+    """Counts from shapes alone. Dynamic sizes have the values of the example inputs, data-dependent ones count as 1."""
 
     def __init__(self, axes: Axes) -> None:
         self._symbols = bind_symbols(axes.program, axes.program.example_inputs)
@@ -65,6 +65,8 @@ class CostModel:
         return total
 
     def _whole(self, axis: Axis) -> int:
+        """The size as a number; one that depends on the values of the data counts as 1."""
         if axis not in self._numbers:
-            self._numbers[axis] = axis.size if isinstance(axis.size, int) else int(axis.size.subs(self._symbols))
+            size = axis.size if isinstance(axis.size, int) else axis.size.subs(self._symbols)
+            self._numbers[axis] = int(size) if isinstance(size, int) or size.is_number else 1
         return self._numbers[axis]

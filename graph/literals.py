@@ -18,7 +18,7 @@ from fxslim.graph.axes.registry import REGISTRY, Call, NewSizes
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Size
 
-__all__ = ["new_literals", "replace_arguments"]
+__all__ = ["literals_for", "new_literals", "replace_arguments"]
 
 
 def new_literals(
@@ -34,6 +34,15 @@ def new_literals(
         return {}
     if not any(selection.touches((axes.terms.resolve(e),)) for e in call.letters.values()):
         return {}
+    return literals_for(axes, call, selection, symbols)
+
+
+def literals_for(
+    axes: Axes, call: CallAxes, selection: Selection, symbols: Mapping[sympy.Symbol, int] | None = None
+) -> dict[str, Any]:
+    """All arguments of a call that its operator's literals function owns, also where the selection changes nothing."""
+    entry = REGISTRY[call.node.target]  # type: ignore[index]
+    assert entry.literals is not None
     sizes = {letter: _value(selection.size(axes.terms.resolve(e)), symbols) for letter, e in call.letters.items()}
     return dict(entry.literals(Call(call.node), NewSizes(sizes, call.rule)))
 

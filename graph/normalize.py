@@ -48,7 +48,11 @@ def normalize(program: Program) -> None:
         handler = _HANDLERS.get(node.target) if node.op == "call_function" else None
         if handler is not None:
             handler(node)
+    read = set(program.weight_nodes())
     program.graph.eliminate_dead_code()
+    for name in read - set(program.weight_nodes()):  # what was normalised away takes its weights along
+        del program.weights[name]
+        del program.info[name]
     program.graph.lint()
 
 
@@ -88,15 +92,18 @@ def _split_sizes(node: fx.Node) -> None:
 
 
 def _batch_norm(node: fx.Node) -> None:
-    """`_native_batch_norm_legit_no_training` returns three tensors, two of them empty; `batch_norm` returns the
-    first."""
+    """The native forms return three tensors, of which inference reads the first; `batch_norm` returns that."""
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
         return
-    x, weight, bias, mean, var, momentum, eps = node.args
+    if node.target is aten._native_batch_norm_legit.no_stats:  # statistics of what comes in: weight standardisation
+        x, weight, bias, training, momentum, eps = node.args
+        mean = var = None
+    else:
+        x, weight, bias, mean, var, momentum, eps = node.args
+        training = False
+    arguments = (x, weight, bias, mean, var, training, momentum, eps, False)
     with node.graph.inserting_before(node):
-        new = node.graph.call_function(
-            aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
-        )
+        new = node.graph.call_function(aten.batch_norm.default, arguments)
     new.meta = {**node.meta, "val": node.meta["val"][0]}
     for user in list(node.users):
         user.replace_all_uses_with(new)
@@ -110,8 +117,12 @@ def _squeeze(node: fx.Node) -> None:
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape
     wanted = range(len(shape)) if len(node.args) == 1 else [d % max(1, len(shape)) for d in _listed(node.args[1])]
-    node.target = aten.squeeze.dims
-    node.args = (source, [d for d in wanted if isinstance(shape[d], int) and shape[d] == 1] if shape else [])
+    dims = [d for d in wanted if isinstance(shape[d], int) and shape[d] == 1] if shape else []
+    if not dims:
+        node.replace_all_uses_with(source)
+        node.graph.erase_node(node)
+        return
+    node.target, node.args = aten.squeeze.dims, (source, dims)
 
 
 def _listed(value: Any) -> list[int]:
@@ -237,6 +248,30 @@ def _reshape(node: fx.Node) -> None:
     node.args = (node.args[0], [new if old == -1 and isinstance(new, int) else old for old, new in sizes])
 
 
+def _reversed_subtraction(node: fx.Node) -> None:
+    """s - x is s + (-x), to the last bit; the ONNX exporter knows no `rsub` of a number."""
+    source, number, *rest = node.args
+    if rest or node.kwargs or not isinstance(source, fx.Node):
+        return  # a factor on x: rare, and the exporter says so
+    with node.graph.inserting_before(node):
+        negative = node.graph.call_function(aten.neg.default, (source,))
+    negative.meta = {**node.meta, "val": aten.neg.default(source.meta["val"])}
+    node.target, node.args = aten.add.Tensor, (negative, number)
+
+
+def _cat(node: fx.Node) -> None:
+    """`cat` passes over empty tensors of one dimension, whatever the others are (an untouched cache is one)."""
+    parts = node.args[0]
+    assert isinstance(parts, list | tuple)
+    rank = node.meta["val"].dim()
+    kept = [p for p in parts if rank == 1 or not isinstance(p, fx.Node) or tuple(p.meta["val"].shape) != (0,)]
+    if len(kept) == 1 and isinstance(kept[0], fx.Node):
+        node.replace_all_uses_with(kept[0])
+        node.graph.erase_node(node)
+    elif len(kept) < len(parts):
+        node.args = (kept, *node.args[1:])
+
+
 _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_ASSERTIONS, _erase),
     **dict.fromkeys(_IDENTITIES, _forward_input),
@@ -249,6 +284,8 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.squeeze_copy.dims: _squeeze,
     **dict.fromkeys(_NAMES, _plain_name),
     aten.pad.default: _pad,
+    aten.cat.default: _cat,
+    aten.rsub.Scalar: _reversed_subtraction,
     **dict.fromkeys((aten.hstack.default, aten.vstack.default, aten.row_stack.default), _stack),
     **dict.fromkeys((aten.column_stack.default, aten.dstack.default), _stack),
     aten.tile.default: _tile,
@@ -266,4 +303,5 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.unsafe_chunk.default: _split_sizes,
     aten.chunk.default: _split_sizes,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten._native_batch_norm_legit.no_stats: _batch_norm,
 }

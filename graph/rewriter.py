@@ -20,7 +20,7 @@ from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Size, quotient, size_of
 from fxslim.graph.errors import VerifyError, where
-from fxslim.graph.literals import new_literals, replace_arguments
+from fxslim.graph.literals import literals_for, new_literals, replace_arguments
 from fxslim.graph.program import Program, Weight, bind_symbols
 
 __all__ = ["Rewriter", "evaluate_fake", "fake_mode", "fake_value"]
@@ -163,16 +163,20 @@ class Rewriter:
         call = axes.calls.get(old)
         literals = new_literals(axes, call, selection) if call is not None else {}
         if literals:
-            settled = {name: self._settle(new, name, value) for name, value in literals.items()}
+            assert call is not None
+            before = literals_for(axes, call, Selection())
+            settled = {name: self._settle(new, name, value, before[name]) for name, value in literals.items()}
             self.set_arguments(new, *replace_arguments(new, new.args, new.kwargs, settled))
 
-    def _settle(self, node: fx.Node, name: str, value: Any) -> Any:
-        """New sizes as arguments: numbers, or the old size nodes where they hold (after a correction) the new size."""
+    def _settle(self, node: fx.Node, name: str, value: Any, before: Any) -> Any:
+        """New sizes as arguments: the old ones where the selection leaves them as they were, numbers, or the old size
+        nodes where they hold (after a correction) the new size."""
         old = _argument(node, name)
-        if isinstance(value, list):
-            olds = list(old) if isinstance(old, list | tuple) else [None] * len(value)
-            return [self._settle_one(node, o, v) for o, v in zip(olds, value, strict=True)]
-        return self._settle_one(node, old, value)
+        if not isinstance(value, list):
+            return old if _stays(old, value, before) else self._settle_one(node, old, value)
+        olds = list(old) if isinstance(old, list | tuple) else [None] * len(value)
+        rows = zip(olds, value, before, strict=True)
+        return [o if _stays(o, v, b) else self._settle_one(node, o, v) for o, v, b in rows]
 
     def _settle_one(self, node: fx.Node, old: Any, new: Size | None) -> Any:
         if new is None:
@@ -200,6 +204,12 @@ class Rewriter:
             scaled.meta = {"val": unit.meta["val"] * common[1], "from_pass": self.pass_name}
         self.edits["size"] += 1
         return scaled
+
+
+def _stays(old: Any, new: Any, before: Any) -> bool:
+    """Whether an argument that is given keeps its value: two names of one size that depends on data are not compared
+    with each other."""
+    return isinstance(old, fx.Node) and new == before
 
 
 def _content(size: Size) -> int:

@@ -98,9 +98,12 @@ def measure(library: str, name: str, build: Build, *, static: bool = False) -> R
     except Exception as error:
         return row.ended("not captured", _first_line(error))
     row.parameters, row.nodes = program.parameters(), len(program.graph.nodes)
-    with row.timed("analysis_s"):
-        analysis = analyze(prepare(program))
-    _describe(row, analysis)
+    try:
+        with row.timed("analysis_s"):
+            analysis = analyze(prepare(program))
+        _describe(row, analysis)
+    except Exception as error:
+        return row.ended("not analysed", _first_line(error))
     if not any(g.size > 1 for g in analysis.prunable):
         return row.ended("nothing to cut", row.not_prunable)
     return _prove_and_export(row, analysis)

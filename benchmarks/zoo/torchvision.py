@@ -20,12 +20,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False},
     **{f"vit_{name}": {"image_size": 64} for name in ("b_16", "b_32", "l_16", "l_32")},
     "vit_h_14": {"image_size": 56},
-    "mvit_v1_b": {"spatial_size": (64, 64), "temporal_size": 8},
-    "mvit_v2_s": {"spatial_size": (64, 64), "temporal_size": 8},
 }
 _PIXELS = {"inception_v3": 96, "vit_h_14": 56, "maxvit_t": 224, "raft_large": 128, "raft_small": 128}
 _VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")
-_FRAMES = {"s3d": (16, 224)}
+_FRAMES = dict.fromkeys(("s3d", "mvit_v1_b", "mvit_v2_s"), (16, 224))
 # The smallest of each family has a dynamic batch; its larger siblings, the same blocks more often or wider, have not:
 # symbolic shapes double the time of capture and export.
 _DYNAMIC = frozenset({

@@ -99,3 +99,29 @@ def test_nothing_to_fold_changes_nothing(analyse: Analyse) -> None:
     analysis = analyse(Pair(), torch.randn(2, 4))
     assert prepare(analysis) is analysis
     assert analysis.program.history == []
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is standardised by a batch norm over its rows, as image models write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.weight = nn.Conv2d(3, 6, 1), nn.Parameter(torch.randn(8, 6, 3, 3))
+        self.gain, self.leave = nn.Parameter(torch.ones(8)), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, 8, -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain, training=True, eps=1e-6).reshape_as(self.weight)
+        return self.leave(F.relu(F.conv2d(F.relu(self.enter(x)), weight)))
+
+
+def test_weights_standardised_by_a_batch_norm_are_cut_exactly(analyse: Analyse) -> None:
+    torch.manual_seed(5)
+    x = torch.randn(2, 3, 5, 5)
+    model = Standardised().eval()
+    before, after = analyse(model, x), prepare(analyse(model, x))
+    assert before.unknown_ops == {}
+    assert {g.size for g in before.prunable if not g.exact} == {6}
+    assert {(g.size, g.exact) for g in after.prunable} == {(6, True), (8, True)}
+    proof = prove(after, make_plan(after, width=0.5))
+    assert proof.ok and proof.max_error <= EXACT

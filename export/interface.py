@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
 from fxslim.export.clean import dim_name_is_safe
@@ -128,7 +130,14 @@ def _not_finite(program: Program, name: str, tensor: ir.TensorProtocol) -> str |
     # A mask is minus infinity by intent; a parameter never is.
     if name in program.info and program.info[name].trainable and np.isinf(values).any():
         return f"the weight {name!r} of the file holds infinities"
-    return None if not np.isposinf(values).any() else f"the initializer {name!r} of the file holds plus infinity"
+    if np.isposinf(values).any() and not (values.size == 1 and _names_infinity(program)):
+        return f"the initializer {name!r} of the file holds plus infinity"
+    return None
+
+
+def _names_infinity(program: Program) -> bool:
+    """Whether a call of the program itself is given infinity as a number: a bound that bounds nothing."""
+    return any(math.inf in pytree.tree_leaves((node.args, node.kwargs)) for node in program.graph.nodes)
 
 
 def _first(sentences: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fxslim.export.check import check_onnx
 from fxslim.export.to_onnx import export_onnx
+from fxslim.graph.capture import capture
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.program import Program
 from tests.export.nets import Exported, randomise
@@ -280,3 +281,23 @@ def test_half_precision_is_checked_with_its_own_tolerance(mlp: Exported, build: 
     result = check_onnx(half.program, half.file.path)
     assert result.tolerance.name == "half"
     assert result.ok, result.failures
+
+
+class Bounded(nn.Module):
+    """A clamp whose upper bound is a number, infinity on request."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.a, self.b, self.most = nn.Linear(4, 6), nn.Linear(6, 3), most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).clamp(0.1, self.most))
+
+
+def test_a_bound_of_infinity_is_no_failure_and_an_infinity_that_came_from_nowhere_is(tmp_path: Path) -> None:
+    unbounded, bounded = (capture(Bounded(most).eval(), (torch.randn(2, 4),)) for most in (float("inf"), 9.0))
+    path = tmp_path / "model.onnx"
+    export_onnx(unbounded, path)
+    assert check_onnx(unbounded, path, provider="cpu").ok
+    failures = check_onnx(bounded, path, provider="cpu").failures
+    assert any("holds plus infinity" in failure for failure in failures)

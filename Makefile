@@ -44,13 +44,15 @@ build/transformers4/.done:
 	@touch $@
 
 zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over torchvision, timm, transformers (hours)
-	PYTHONPATH=build/vision $(BIN)/python -W ignore -m benchmarks.zoo --library torchvision timm $(ZOO_ARGS)
-	PYTHONPATH=build/transformers4 $(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS)
-	$(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS)
+	status=0; \
+	PYTHONPATH=build/vision $(BIN)/python -W ignore -m benchmarks.zoo --library torchvision timm $(ZOO_ARGS) || status=1; \
+	PYTHONPATH=build/transformers4 $(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS) || status=1; \
+	$(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS) || status=1; \
+	exit $$status
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
-	$(BIN)/python -W ignore -m tests.fuzz --count 5000 --out benchmarks/results/fuzz.md $(FUZZ_ARGS)
-	$(BIN)/python -W ignore -m tests.fuzz --mutate $(FUZZ_ARGS)
+	$(BIN)/python -W ignore -m tests.fuzz --fresh --count 5000 --out benchmarks/results/fuzz.md $(FUZZ_ARGS)
+	$(BIN)/python -W ignore -m tests.fuzz --mutate --fresh --count 600 --minutes 20 --out benchmarks/results/fuzz.md $(FUZZ_ARGS)
 
 wheel: $(VENV)/.run ## Build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

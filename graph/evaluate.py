@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import Axes, CallAxes
@@ -88,7 +89,7 @@ class Evaluator:
             raise CheckError(f"the operator has no meaning in {name}: there is no reference", at=where(node))
         args, kwargs = self._arguments(node, lambda n: self.value(n, env))
         try:
-            return self.call(node, args, kwargs, env)
+            return pytree.tree_map_only(Tensor, self._as_dtype, self.call(node, args, kwargs, env))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise AnalysisError(f"evaluation failed: {error}", at=where(node)) from error
 

@@ -6,6 +6,7 @@ equal splits become splits with sizes, views become reshapes, batch norm returns
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -46,8 +47,13 @@ def normalize(program: Program) -> None:
     """Rewrites the freshly captured graph in place into the form that rules and passes expect."""
     for node in list(program.graph.nodes):
         handler = _HANDLERS.get(node.target) if node.op == "call_function" else None
-        if handler is not None:
-            handler(node)
+        if handler is None:
+            continue
+        before = node.target
+        handler(node)
+        again = _HANDLERS.get(node.target) if node.target is not before else None
+        if again is not None:  # a synonym: what it stands for has something to say too
+            again(node)
     read = set(program.weight_nodes())
     program.graph.eliminate_dead_code()
     for name in read - set(program.weight_nodes()):  # what was normalised away takes its weights along
@@ -249,10 +255,12 @@ def _reshape(node: fx.Node) -> None:
 
 
 def _reversed_subtraction(node: fx.Node) -> None:
-    """s - x is s + (-x), to the last bit; the ONNX exporter knows no `rsub` of a number."""
+    """s - x is s + (-x) for floats, to the last bit; the ONNX exporter knows no `rsub` of a number."""
     source, number, *rest = node.args
     if rest or node.kwargs or not isinstance(source, fx.Node):
         return  # a factor on x: rare, and the exporter says so
+    if not node.meta["val"].is_floating_point() or source.meta["val"].dtype != node.meta["val"].dtype:
+        return  # an unsigned x has no negative
     with node.graph.inserting_before(node):
         negative = node.graph.call_function(aten.neg.default, (source,))
     negative.meta = {**node.meta, "val": aten.neg.default(source.meta["val"])}
@@ -265,6 +273,9 @@ def _cat(node: fx.Node) -> None:
     assert isinstance(parts, list | tuple)
     rank = node.meta["val"].dim()
     kept = [p for p in parts if rank == 1 or not isinstance(p, fx.Node) or tuple(p.meta["val"].shape) != (0,)]
+    types = [p.meta["val"].dtype for p in kept if isinstance(p, fx.Node)]
+    if not types or functools.reduce(torch.promote_types, types) != node.meta["val"].dtype:
+        return  # an empty part decides the type
     if len(kept) == 1 and isinstance(kept[0], fx.Node):
         node.replace_all_uses_with(kept[0])
         node.graph.erase_node(node)

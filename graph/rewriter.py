@@ -34,6 +34,7 @@ class Rewriter:
         self.pass_name = pass_name
         self.edits: Counter[str] = Counter()
         self._mapping: dict[fx.Node, fx.Node] | None = None
+        self._replaced: dict[fx.Node, fx.Node] = {}
 
     @property
     def modified(self) -> bool:
@@ -46,13 +47,16 @@ class Rewriter:
         self.program.info[name] = replace(self.program.info[name], shape=tuple(tensor.shape), dtype=tensor.dtype)
         self.edits["weight"] += 1
 
-    def add_weight(self, name: str, tensor: Tensor, before: fx.Node, *, trainable: bool = True) -> fx.Node:
+    def add_weight(
+        self, name: str, tensor: Tensor, before: fx.Node, *, trainable: bool = True, persistent: bool = True,
+        aliases: tuple[str, ...] = (),
+    ) -> fx.Node:  # fmt: skip
         """A new weight and its node, inserted before `before`."""
         if name in self.program.info:
             raise VerifyError(f"a weight called {name!r} exists already", at=self.pass_name)
         value = fake_value(tensor, fake_mode(self.program))
         self.program.weights[name] = tensor
-        self.program.info[name] = Weight(name, tuple(tensor.shape), tensor.dtype, trainable)
+        self.program.info[name] = Weight(name, tuple(tensor.shape), tensor.dtype, trainable, aliases, persistent)
         with self.program.graph.inserting_before(before):
             node = self.program.graph.get_attr(name)
         node.meta = {"val": value, "from_pass": self.pass_name}
@@ -62,6 +66,7 @@ class Rewriter:
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Every use of `old` reads `new` instead."""
         old.replace_all_uses_with(new)
+        self._replaced[old] = new
         self.edits["node"] += 1
 
     def sweep(self) -> None:
@@ -114,11 +119,14 @@ class Rewriter:
             if old.op == "get_attr":
                 name = str(old.target)
                 tensor = selection.take(self.program.weights[name], axes.dims(old)).contiguous()
-                trainable = self.program.info[name].trainable
-                made[old] = self.add_weight(f"{name}{suffix}", tensor, copies[before], trainable=trainable)
+                info = self.program.info[name]
+                made[old] = self.add_weight(
+                    f"{name}{suffix}", tensor, copies[before], trainable=info.trainable, persistent=info.persistent,
+                    aliases=tuple(f"{alias}{suffix}" for alias in info.aliases),
+                )  # fmt: skip
                 continue
             with self.program.graph.inserting_before(copies[before]):
-                new = self.program.graph.node_copy(old, lambda n: made[n] if n in made else copies[n])
+                new = self.program.graph.node_copy(old, lambda n: made[n] if n in made else self._now(copies[n]))
             new.meta = {**old.meta, "from_pass": self.pass_name}
             made[old] = new
             self._refresh_literals(axes, selection, old, new)
@@ -133,6 +141,12 @@ class Rewriter:
         if self._mapping is None:
             self._mapping = dict(zip(axes.program.graph.nodes, self.program.graph.nodes, strict=True))
         return self._mapping
+
+    def _now(self, node: fx.Node) -> fx.Node:
+        """What is read instead of `node`, if it was replaced."""
+        while node in self._replaced:
+            node = self._replaced[node]
+        return node
 
     def _slice_input(self, axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> None:
         dims = axes.dims(old)

@@ -17,8 +17,8 @@ from fxslim.graph.axes.roles import weight_like
 from fxslim.graph.evaluate import Environment, Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
-from fxslim.graph.verify import verify
 from fxslim.passes.base import Pass, PassResult
+from fxslim.passes.same import verify_same_function
 
 __all__ = ["FoldConstants"]
 
@@ -34,35 +34,48 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold-constants"
 
     def apply(self, analysis: Analysis) -> PassResult:
-        """The program with folded weights, called `<weight>.folded`."""
+        """The program with folded weights, called `<weight>_folded`."""
         rewriter = Rewriter(analysis.program, self.name)
         copies, roots = rewriter.copies(analysis.axes), weight_like(analysis.program.graph)
         for node in analysis.program.graph.nodes:
             if node in roots and self._worth_it(analysis.axes, node, roots):
                 value = _value(analysis.program, node)
+                infos = [analysis.program.info[r] for r in roots[node]]
                 name = _free_name(rewriter.program, sorted(roots[node]))
-                trainable = any(analysis.program.info[r].trainable for r in roots[node])
-                weight = rewriter.add_weight(name, value, copies[node], trainable=trainable)
+                weight = rewriter.add_weight(
+                    name, value, copies[node],
+                    trainable=value.is_floating_point() and any(w.trainable for w in infos),
+                    persistent=any(w.persistent for w in infos),
+                )  # fmt: skip
                 rewriter.replace(copies[node], weight)
         if rewriter.modified:
             rewriter.sweep()
         return PassResult(rewriter.program, rewriter.edits)
 
     def ensures(self, result: Program, original: Program) -> None:
-        """The result is well formed and keeps its interface."""
-        verify(result, original)
+        """The result is well formed, keeps its interface and computes the same."""
+        verify_same_function(result, original)
 
     @staticmethod
     def _worth_it(axes: Axes, node: fx.Node, roots: dict[fx.Node, frozenset[str]]) -> bool:
-        """A tensor that activations meet, no larger than its weights, whose computation mixes positions: one that acts
-        position by position (1 + weight) ties nothing, and its weight keeps its name."""
+        """A tensor that activations meet, no larger than the weights that it replaces (nothing else reads them), whose
+        computation mixes positions: one that acts position by position (1 + weight) ties nothing, and its weight keeps
+        its name. Random numbers are no constants."""
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, Tensor) or all(u in roots for u in node.users):
             return False
-        history = list(_ancestors(node))
+        history = set(_ancestors(node))
         weights = [n for n in history if n.op == "get_attr"]
+        tied = any(axes.program.info[str(n.target)].aliases for n in weights)
+        closed = all(user in history for n in history if n is not node for user in n.users)
+        if tied or not closed or any(_is_random(n) for n in history):
+            return False
         mixing = any(_mixes(axes, n) for n in history if n.op == "call_function")
         return mixing and value.numel() <= sum(n.meta["val"].numel() for n in weights)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _mixes(axes: Axes, node: fx.Node) -> bool:
@@ -96,10 +109,10 @@ def _value(program: Program, node: fx.Node) -> Tensor:
 
 
 def _free_name(program: Program, roots: list[str]) -> str:
-    """`<what the weights' names share>.folded`, numbered where that is taken."""
+    """`<what the weights' names share>_folded`, numbered where that is taken."""
     stem = _shared_start(roots).rstrip("0123456789").rstrip("._") or roots[0]
     stem = stem.replace(".parametrizations.", ".").removesuffix(".original")
-    names = (f"{stem}.folded{i or ''}" for i in range(len(program.info) + 1))
+    names = (f"{stem}_folded{i or ''}" for i in range(len(program.info) + 1))
     return next(n for n in names if n not in program.info)
 
 

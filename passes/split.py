@@ -17,12 +17,13 @@ from torch import fx
 
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.notation import Kind
 from fxslim.graph.axes.select import Kept, Selection
-from fxslim.graph.axes.terms import Axis
+from fxslim.graph.axes.terms import Axis, Expr
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter, evaluate_fake, fake_mode
-from fxslim.graph.verify import verify
 from fxslim.passes.base import Pass, PassResult
+from fxslim.passes.same import verify_same_function
 
 __all__ = ["SplitFused", "fused_axes"]
 
@@ -46,7 +47,7 @@ class SplitFused(Pass):
     name: ClassVar[str] = "split-fused"
 
     def apply(self, analysis: Analysis) -> PassResult:
-        """The program with one projection for each part; parts of `qkv.weight` are `qkv.weight.0`, ..."""
+        """The program with one projection for each part; parts of `qkv.weight` are `qkv.weight_0`, ..."""
         rewriter = Rewriter(analysis.program, self.name)
         for fused in fused_axes(analysis.axes):
             parts = [_part(rewriter, analysis.axes, fused, i) for i in range(int(fused.axis.size))]
@@ -57,8 +58,8 @@ class SplitFused(Pass):
         return PassResult(rewriter.program, rewriter.edits)
 
     def ensures(self, result: Program, original: Program) -> None:
-        """The result is well formed and keeps its interface."""
-        verify(result, original)
+        """The result is well formed, keeps its interface and computes the same."""
+        verify_same_function(result, original)
 
 
 def fused_axes(axes: Axes) -> list[FusedAxis]:
@@ -78,6 +79,8 @@ def _read_axis(axes: Axes, node: fx.Node) -> Axis | None:
         return None
     source = node.args[0]
     assert isinstance(source, fx.Node)
+    if node.target is aten.select.int and not isinstance(node.args[2], int):
+        return None  # the position is computed
     expr = axes.dims(source)[_dim(node)]
     if len(expr) != 1 or not isinstance(expr[0], Axis):
         return None
@@ -93,38 +96,53 @@ def _dim(node: fx.Node) -> int:
 
 
 def _fused(axes: Axes, axis: Axis, readers: Sequence[fx.Node]) -> FusedAxis | None:
-    """What carries the axis; None where something else than the readers ends it, or no product with a weight begins
-    it."""
+    """What carries the axis; None where something else than the readers ends it, a call does more than carry it along
+    (a softmax over it, its reversal), or no product with a weight begins it."""
     region: list[fx.Node] = []
+    met = False  # a reader: what comes behind it cannot be computed before it
     for node in axes.program.graph.nodes:
+        met = met or node in readers
         if node in readers or node.op == "output" or node not in axes.values:
             continue
-        carries = [_carries(axes, dims, axis) for dims in axes.values[node]]
-        if not any(carries):
+        if not any(_times(axes, dims, axis) for dims in axes.values[node]):
             continue
-        if node.op == "placeholder" or len(carries) > 1 or (node.op == "call_function" and node not in axes.calls):
+        if met or not _only_carries(axes, node, axis):
             return None
         region.append(node)
     inside = {*region, *readers}
-    closed = all(user in inside for node in region if node.op == "call_function" for user in node.users)
+    if not all(user in inside for node in region for user in node.users) or any(
+        r.args[0] not in inside for r in readers
+    ):
+        return None
     products = [n for n in region if n in axes.calls and axes.calls[n].rule.costs]
-    weights = [n for n in region if n.op == "get_attr"]
-    shared = any(user not in inside for node in weights for user in node.users)
-    sources_inside = all(r.args[0] in inside for r in readers)
-    if not (closed and sources_inside and weights and products) or shared:
+    if not products or not any(n.op == "get_attr" for n in region):
         return None
     return FusedAxis(axis, tuple(region), tuple(readers))
 
 
-def _carries(axes: Axes, dims: Sequence[object], axis: Axis) -> bool:
-    return any(atom is axis for expr in dims for atom in axes.terms.atoms(expr))  # type: ignore[arg-type]
+def _only_carries(axes: Axes, node: fx.Node, axis: Axis) -> bool:
+    """Whether a weight or call has the axis once in its only result, and the call passes it through."""
+    if node.op == "placeholder" or len(axes.values[node]) != 1 or _times(axes, axes.values[node][0], axis) != 1:
+        return False
+    if node.op == "get_attr":
+        return True
+    call = axes.calls.get(node)
+    if call is None:
+        return False
+    letters = [x for x, e in call.letters.items() if any(atom is axis for atom in axes.terms.atoms(e))]
+    once = all(_times(axes, axes.dims(operand), axis) <= 1 for operand in call.operands)
+    return once and all(call.rule.kind(x) is Kind.PASS for x in letters)
+
+
+def _times(axes: Axes, dims: Sequence[Expr], axis: Axis) -> int:
+    return sum(atom is axis for expr in dims for atom in axes.terms.atoms(expr))
 
 
 def _part(rewriter: Rewriter, axes: Axes, fused: FusedAxis, index: int) -> dict[fx.Node, fx.Node]:
     mask = torch.zeros(int(fused.axis.size), dtype=torch.bool)
     mask[index] = True
     selection = Selection({fused.axis: Kept((), mask)})
-    return rewriter.copy_sliced(axes, selection, fused.region, fused.readers[0], f".{index}")
+    return rewriter.copy_sliced(axes, selection, fused.region, fused.readers[0], f"_{index}")
 
 
 def _rewire(rewriter: Rewriter, axes: Axes, reader: fx.Node, parts: list[dict[fx.Node, fx.Node]]) -> None:

@@ -19,6 +19,7 @@ from fxslim.api import analyze, apply, capture, make_plan, prepare, prove
 from fxslim.export import check_onnx, export_onnx
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import CaptureError
+from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.passes.importance import top
 from fxslim.passes.plan import Cut, Plan
@@ -28,6 +29,7 @@ __all__ = ["COLUMNS", "Row", "measure"]
 
 WIDTH = 0.7
 ODD = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 257)
+SAME = 1e-3  # float32, sums in another order; chaotic depths amplify it
 FELT = 1e-12  # masking must change an output by more, or the proof says nothing
 
 
@@ -37,6 +39,7 @@ class Row:
 
     library: str
     model: str
+    code: str = ""  # fingerprint of the code that measured it
     status: str = ""
     reason: str = ""
     dynamic: str = ""  # which dimensions are: as given, the batch alone, none
@@ -49,6 +52,7 @@ class Row:
     exact_share: float = 0.0
     prunable_share: float = 0.0
     not_prunable: str = ""
+    error_capture: float = float("nan")  # the model as it is called against the prepared program
     error_width: float = float("nan")
     effect_width: float = float("nan")
     error_odd: float = float("nan")
@@ -100,10 +104,14 @@ def measure(library: str, name: str, build: Build, *, static: bool = False) -> R
     row.parameters, row.nodes = program.parameters(), len(program.graph.nodes)
     try:
         with row.timed("analysis_s"):
-            analysis = analyze(prepare(program))
+            analysis = analyze(program)
+        analysis = analyze(prepare(analysis))
         _describe(row, analysis)
+        row.error_capture = _against_the_model(case, analysis.program)
     except Exception as error:
         return row.ended("not analysed", _first_line(error))
+    if not row.error_capture <= SAME:
+        return row.ended("not the model", f"the program differs from the model by {row.error_capture:.1e} (relative)")
     if not any(g.size > 1 for g in analysis.prunable):
         return row.ended("nothing to cut", row.not_prunable)
     return _prove_and_export(row, analysis)
@@ -137,6 +145,21 @@ def _check_finite(case: Case) -> None:
     for value in pytree.tree_leaves(outputs):
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError("the model's own output is not finite")
+
+
+def _against_the_model(case: Case, program: Program) -> float:
+    """The largest difference between the model, called as it is, and the captured and prepared program."""
+    with torch.no_grad():
+        wanted = [v for v in pytree.tree_leaves(case.model(*case.args, **case.kwargs)) if isinstance(v, torch.Tensor)]
+    got = [v for v in Evaluator(program).run(program.example_inputs) if isinstance(v, torch.Tensor)]
+    if len(wanted) != len(got) or any(a.shape != b.shape for a, b in zip(wanted, got, strict=True)):
+        return float("inf")
+    errors = [0.0]
+    for a, b in zip(wanted, got, strict=True):
+        if a.is_floating_point() and a.numel():
+            finite = a.isfinite() & b.isfinite()  # masked positions are minus infinity in both
+            errors.append(float((a - b)[finite].abs().max() / a[finite].abs().max().clamp(min=1e-12)))
+    return max(errors)
 
 
 def _describe(row: Row, analysis: Analysis) -> None:

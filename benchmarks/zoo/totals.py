@@ -12,7 +12,7 @@ from benchmarks.zoo.measure import Row
 
 __all__ = ["accept", "compare", "totals"]
 
-ANALYSED = ("ok", "no parity", "not exported", "not proven", "nothing to cut")
+ANALYSED = ("not the model", "ok", "no parity", "not exported", "not proven", "nothing to cut")
 
 
 def totals(rows: Sequence[Row]) -> str:
@@ -37,7 +37,7 @@ def _place(row: Row) -> tuple[str, str, str]:
 def _line(name: str, rows: Sequence[Row]) -> str:
     counts = Counter(r.status for r in rows)
     captured = [r for r in rows if r.status in ANALYSED]
-    proven = [r for r in captured if r.status not in ("not proven", "nothing to cut")]
+    proven = [r for r in captured if r.status in ("ok", "no parity", "not exported")]
     seconds = [_seconds(r) for r in captured] or [0.0]
     shares = [r.prunable_share for r in captured] or [0.0]
     cells = [
@@ -69,14 +69,15 @@ def _expected(path: Path) -> dict[tuple[str, str], str]:
         return {(r["library"], r["model"]): r["status"] for r in csv.DictReader(file)}
 
 
-def compare(rows: Sequence[Row], expected: Path) -> list[str]:
-    """A sentence for every model whose status is not the one in the file `expected` (also an unexpected pass)."""
+def compare(rows: Sequence[Row], expected: Path) -> tuple[list[str], list[str]]:
+    """A sentence for every model whose status is not the one in the file `expected` (also an unexpected pass), and one
+    for every model that the file does not have."""
     known = _expected(expected)
-    changes = []
+    changes, unlisted = [], []
     for row in rows:
         status = known.get((row.library, row.model))
         if status is None:
-            changes.append(f"{row.library} {row.model}: not in {expected.name}; it is `{row.status}` {row.reason}")
+            unlisted.append(f"{row.library} {row.model}: not in {expected.name}; it is `{row.status}` {row.reason}")
         elif status != row.status:
             changes.append(f"{row.library} {row.model}: expected `{status}`, found `{row.status}` {row.reason}")
-    return changes
+    return changes, unlisted

@@ -21,6 +21,7 @@ from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.graph.program import Program
 from fxslim.passes.importance import top
 from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.prepare import PREPARATIONS, prepare
 from fxslim.passes.prune import Prune
 from tests.fuzz.grammar import Built, Example, Text, build, seeded
 from tests.fuzz.onnx_check import check_export
@@ -133,6 +134,8 @@ def examine_program(built: Built, program: Program, outcome: Outcome, *, onnx: b
     if thorough:
         with _stage(outcome, "identity"):
             _identity(analysis, program.example_inputs)
+        with _stage(outcome, "prepare"):
+            _prepared(analysis, inputs, outcome.seed)
     slim = _plans(built, analysis, inputs, outcome, 3 if thorough else 2) or program
     if onnx:
         with _stage(outcome, "onnx"):
@@ -140,6 +143,15 @@ def examine_program(built: Built, program: Program, outcome: Outcome, *, onnx: b
             if problem:
                 raise Failure("onnx", *problem)
         outcome.exported = True
+
+
+def _prepared(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -> None:
+    """The prepared program computes the same (the passes raise where it does not) and is cut rightly."""
+    prepared = prepare(analysis, tuple(PREPARATIONS))
+    groups = [g for g in prepared.prunable if g.size > 1]
+    if prepared is not analysis and groups:
+        plan = random_plan(prepared, seed, groups)
+        _proof(prepared, plan, Prune(plan)(prepared).program, inputs)
 
 
 def _plans(

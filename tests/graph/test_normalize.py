@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +45,33 @@ def test_empty_parts_go_and_reversed_subtraction_is_plain(tmp_path: Path) -> Non
     slim = Prune(make_plan(analysis, width=0.5))(analysis).program
     export_onnx(slim, tmp_path / "slim.onnx")
     assert check_onnx(slim, tmp_path / "slim.onnx").ok
+
+
+class Typed(nn.Module):
+    """Numbers that are not floats yet: unsigned, integers beside an empty float."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "reversed":
+            return self.layer(255.0 - x)
+        if self.how == "empty":
+            return self.layer(torch.cat([torch.empty(0), x], -1) / 3)
+        if self.how == "concat":
+            return self.layer(torch.concat([torch.empty(0), x.float()], -1))
+        return self.layer(x / 10).relu()
+
+
+@pytest.mark.parametrize("how", ["reversed", "empty", "concat", "divided"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_types_are_those_of_the_model(how: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = Typed(how), torch.randint(0, 255, (2, 4)).to(dtype)
+    program = capture(model, (x,))
+    torch.testing.assert_close(Evaluator(program).run([x])[0], model(x).detach())
+    (double,) = Evaluator(program, dtype=torch.float64).run([x])
+    assert double.dtype is torch.float64
+    torch.testing.assert_close(double.float(), model(x).detach())
+    assert how == "empty" or analyze(program).unknown_ops == {}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from fxslim.graph.errors import VerifyError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.fold import FoldConstants
 from fxslim.passes.planner import make_plan
 from fxslim.passes.prepare import prepare
 from fxslim.passes.prove import prove
+from fxslim.passes.same import verify_same_function
 from tests.passes.conftest import Analyse, Pair
 
 EXACT = 1e-9
@@ -49,7 +52,7 @@ def test_what_norms_over_weights_tied_is_free_after_folding(analyse: Analyse) ->
 def test_folded_weights_are_named_after_their_layer_and_trainable(analyse: Analyse) -> None:
     program = prepare(analyse(Normalised().eval(), torch.randn(2, 4, 5))).program
     folded = {name: info.trainable for name, info in program.info.items() if "folded" in name}
-    assert folded == {"a.weight.folded": True, "b.weight.folded": True, "c.folded": True}
+    assert folded == {"a.weight_folded": True, "b.weight_folded": True, "c_folded": True}
     assert not any("parametrizations" in name for name in program.info)
     assert program.history == ["fold-constants"]
 
@@ -125,3 +128,53 @@ def test_weights_standardised_by_a_batch_norm_are_cut_exactly(analyse: Analyse) 
     assert {(g.size, g.exact) for g in after.prunable} == {(6, True), (8, True)}
     proof = prove(after, make_plan(after, width=0.5))
     assert proof.ok and proof.max_error <= EXACT
+
+
+class Raw(nn.Module):
+    """A weight that is read raw and normalised: folding would keep both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(self.embed(ids), F.normalize(self.embed.weight, dim=-1))
+
+
+class Noisy(nn.Module):
+    """Random numbers are no constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.randn(6, 4)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.linear(x, F.normalize(self.weight + torch.randn_like(self.weight), dim=1)))
+
+
+class Tied(nn.Module):
+    """A normalised weight with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(4, 6, bias=False), nn.Linear(6, 2)
+        self.other = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.linear(x, F.normalize(self.layer.weight, dim=1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"), [(Raw(), torch.randint(0, 50, (2, 5))), (Noisy(), torch.randn(3, 4)), (Tied(), torch.randn(3, 4))]
+)
+def test_what_is_read_elsewhere_random_or_tied_stays(model: nn.Module, x: Tensor, analyse: Analyse) -> None:
+    assert not FoldConstants()(analyse(model, x)).modified
+
+
+def test_a_pass_that_changes_the_function_is_refused(analyse: Analyse) -> None:
+    x = torch.randn(2, 4, 5)
+    analysis = analyse(Normalised().eval(), x)
+    result = FoldConstants()(analysis).program
+    result.weights["c_folded"] = result.weights["c_folded"] * 1.01
+    with pytest.raises(VerifyError, match="changed by"):
+        verify_same_function(result, analysis.program)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,3 +132,93 @@ def test_random_selections_of_all_parts_are_proven(analyse: Analyse) -> None:
         ]
         proof = prove(parts, Plan(parts.program.fingerprint(), tuple(cuts)))
         assert proof.ok and proof.max_error <= EXACT
+
+
+class Between(nn.Module):
+    """Three parts read by number, with something between the projection and the readers."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.three, self.out, self.between = nn.Linear(4, 24), nn.Linear(8, 2), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.between(self.three(x).view(2, 5, 3, 8)).unbind(2)
+        return self.out(a * b.sigmoid() + c.relu())
+
+
+MIXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda y: y.softmax(2),
+    "norm": lambda y: F.layer_norm(y, (3, 8)),
+    "flip": lambda y: y.flip(2),
+    "roll": lambda y: y.roll(1, 2),
+    "sum of those before": lambda y: y.cumsum(2),
+    "first part in all": lambda y: y * y[:, :, :1],
+    "product with itself": lambda y: (y @ y.mT) @ y,
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_parts_that_meet_before_they_are_read_are_not_split(name: str, analyse: Analyse) -> None:
+    torch.manual_seed(3)
+    assert not SplitFused()(analyse(Between(MIXING[name]), torch.randn(2, 5, 4))).modified
+
+
+def test_what_acts_position_by_position_may_stand_between(analyse: Analyse) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(2, 5, 4)
+    model = Between(lambda y: torch.tanh(y) * 2 + 1).eval()
+    parts = prepare(analyse(model, x), [SPLIT])
+    assert parts.program.history == [SPLIT]
+    torch.testing.assert_close(Evaluator(parts.program).run([x])[0], model(x).detach(), atol=CLOSE, rtol=CLOSE)
+
+
+class Late(nn.Module):
+    """What is read by number is needed for what is read by number later."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.three, self.out, self.how = nn.Linear(4, 12), nn.Linear(4, 2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "twice":
+            return self.out(self.fused(self.fused(x)))
+        y = self.three(x).view(-1, 3, 4)
+        if self.how == "gate":
+            z = y * y[:, 0].sigmoid().unsqueeze(1)
+            return self.out(z[:, 1] + z[:, 2])
+        return self.out(torch.select(y, 1, x.shape[0] - x.shape[0]) + y[:, 1])
+
+    def fused(self, x: Tensor) -> Tensor:
+        a, b, c = self.three(x).view(-1, 3, 4).unbind(1)
+        return a * b + c
+
+
+@pytest.mark.parametrize("how", ["twice", "gate", "computed"])
+def test_parts_that_cannot_be_computed_alone_are_not_split(how: str, analyse: Analyse) -> None:
+    assert not SplitFused()(analyse(Late(how), torch.randn(5, 4), dynamic=({0: "rows"},))).modified
+
+
+class Chain(nn.Module):
+    """A fused projection of a part of another one; names that both have in a state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(4, 24), nn.Linear(8, 24), nn.Linear(8, 2)
+        self.alias = self.second
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.first(x).view(-1, 3, 8).unbind(1)
+        d, e, f = self.second(a).view(-1, 3, 8).unbind(1)
+        return self.out(b * c + d * e + f)
+
+
+def test_one_split_behind_another_leaves_nothing_of_either(analyse: Analyse) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(5, 4)
+    analysis = analyse(Chain(), x)
+    parts = prepare(analysis, [SPLIT]).program
+    assert parts.parameters() == analysis.program.parameters()
+    assert not {"first.weight", "second.weight"} & set(parts.info)
+    names = {name for name, _ in parts.module().named_parameters(remove_duplicate=False)}
+    assert {"second.weight_1", "alias.weight_1"} <= names
+    torch.testing.assert_close(parts.module()(x), analysis.program.module()(x), atol=CLOSE, rtol=CLOSE)

@@ -1,0 +1,54 @@
+"""What passes that preserve the numerics promise: the same outputs for the example inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxslim.graph.errors import VerifyError
+from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.program import Program
+from fxslim.graph.verify import verify
+
+__all__ = ["verify_same_function"]
+
+# Relative to the largest magnitude of an output: sums in another order, in the program's own precision.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def verify_same_function(result: Program, original: Program) -> None:
+    """Checks that `result` is well formed, keeps its interface, and computes what `original` does on its examples.
+
+    Raises:
+        VerifyError: it does not, or it cannot be run because its weights are on the meta device.
+    """
+    verify(result, original)
+    if set(result.info) == set(original.info):
+        return  # nothing was replaced
+    if any(tensor.is_meta for tensor in original.weights.values()):
+        raise VerifyError("the weights are on the meta device: the same function cannot be shown", remedy="load them")
+    half = any(w.dtype in _HALF for w in original.info.values())
+    for name, wanted, got in zip(original.output_names, _outputs(original), _outputs(result), strict=True):
+        if isinstance(wanted, Tensor):
+            error = _difference(wanted, got)
+            if error > (HALF_TOLERANCE if half else TOLERANCE):
+                raise VerifyError(f"the output {name!r} changed by {error:.1e} (relative)", at=result.source)
+
+
+def _outputs(program: Program) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Evaluator(program).run(program.example_inputs)
+
+
+def _difference(wanted: Tensor, got: Tensor) -> float:
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return float("inf")
+    if not wanted.is_floating_point() and not wanted.is_complex():
+        return 0.0 if torch.equal(wanted, got) else float("inf")
+    if torch.equal(wanted.isfinite(), got.isfinite()):
+        finite = wanted.isfinite()
+        a, b = wanted[finite].to(torch.complex128), got[finite].to(torch.complex128)
+        return float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) if a.numel() else 0.0
+    return float("inf")

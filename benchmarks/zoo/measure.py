@@ -39,7 +39,6 @@ class Row:
 
     library: str
     model: str
-    code: str = ""  # fingerprint of the code that measured it
     status: str = ""
     reason: str = ""
     dynamic: str = ""  # which dimensions are: as given, the batch alone, none
@@ -64,6 +63,7 @@ class Row:
     rewrite_s: float = 0.0
     prove_s: float = 0.0
     onnx_s: float = 0.0
+    code: str = ""  # fingerprint of the code that measured it
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -84,7 +84,7 @@ def _build(program: Program, opset: int) -> ir.Model:
 
 def _torch_export(program: Program) -> ExportedProgram:
     """With named dimensions first; where the exporter finds them too strict (a maximum, a multiple), anonymous ones."""
-    module = _with_separate_outputs(program.flat_module()).eval()
+    module = _with_separate_outputs(_with_copies_before_reshapes(program.flat_module())).eval()
     makers: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in makers if program.dynamic else makers[:1]:
@@ -99,6 +99,21 @@ def _torch_export(program: Program) -> ExportedProgram:
         f"torch.export cannot trace the program again: {_reason(problem)}",
         remedy="if a pass changed the program, this is a defect of the pass: dump the graph after each pass to find it",
     ) from problem
+
+
+def _with_copies_before_reshapes(module: fx.GraphModule) -> fx.GraphModule:
+    """Copies what was permuted before it is reshaped. The exporter turns a reshape into a view where the strides that
+    it predicts allow one, and fails where they come out differently after its decompositions; ONNX drops the copy."""
+    aten = torch.ops.aten
+    permuting = (aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int)
+    for node in module.graph.find_nodes(op="call_function", target=aten.reshape.default):
+        source = node.args[0]
+        if isinstance(source, fx.Node) and source.target in permuting:
+            with module.graph.inserting_before(node):
+                options = {"memory_format": torch.contiguous_format}
+                node.replace_input_with(source, module.graph.call_function(aten.clone.default, (source,), options))
+    module.recompile()
+    return module
 
 
 def _with_separate_outputs(module: fx.GraphModule) -> fx.GraphModule:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sympy
 import torch
 from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import find_caches
-from fxslim.graph.axes.terms import size_of
+from fxslim.graph.axes.terms import Size, size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import evaluate_fake, fake_mode
@@ -52,17 +53,32 @@ def _verify_weights(program: Program) -> None:
 
 
 def _verify_shapes(program: Program) -> None:
+    known = _known(program)
     with fake_mode(program):
         for node in program.graph.nodes:
             if node.op != "call_function":
                 continue
             value = evaluate_fake(node)
             for new, old in zip(_tensors(value), _tensors(node.meta["val"]), strict=True):
-                if [size_of(s) for s in new.shape] != [size_of(s) for s in old.shape] or new.dtype != old.dtype:
+                if not _same_shape(new, old, known) or new.dtype != old.dtype:
                     raise VerifyError(
                         f"the value is {new.dtype} {tuple(new.shape)}, recorded as {old.dtype} {tuple(old.shape)}",
                         at=where(node),
                     )
+
+
+def _known(program: Program) -> set[sympy.Symbol]:
+    """The symbols of the inputs' sizes: all others depend on data."""
+    sizes = [size_of(s) for node in _placeholders(program) for s in node.meta["val"].shape]
+    return {symbol for size in sizes if not isinstance(size, int) for symbol in size.free_symbols}
+
+
+def _same_size(a: Size, b: Size, known: set[sympy.Symbol]) -> bool:
+    """Whether two sizes are equal. One that depends on the data (how many are not zero) gets a new name each time it is
+    derived: two of those cannot be told apart."""
+    if a == b:
+        return True
+    return all(not isinstance(size, int) and bool(size.free_symbols - known) for size in (a, b))
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -81,7 +97,7 @@ def _verify_interface(program: Program, original: Program) -> None:
     for name, new_out, old_out in outputs:
         if not (isinstance(new_out, fx.Node) and isinstance(old_out, fx.Node)) or name in caches.values():
             continue
-        if not _same_shape(new_out.meta["val"], old_out.meta["val"]):
+        if not _same_shape(new_out.meta["val"], old_out.meta["val"], _known(program)):
             raise VerifyError(f"the output {name!r} changed its shape", at=where(new_out))
 
 
@@ -89,5 +105,7 @@ def _placeholders(program: Program) -> list[fx.Node]:
     return list(program.graph.find_nodes(op="placeholder"))
 
 
-def _same_shape(a: Tensor, b: Tensor) -> bool:
-    return [size_of(s) for s in a.shape] == [size_of(s) for s in b.shape]
+def _same_shape(a: Tensor, b: Tensor, known: set[sympy.Symbol] | None = None) -> bool:
+    if known is None or len(a.shape) != len(b.shape):
+        return [size_of(s) for s in a.shape] == [size_of(s) for s in b.shape]
+    return all(_same_size(size_of(x), size_of(y), known) for x, y in zip(a.shape, b.shape, strict=True))

@@ -16,8 +16,8 @@ __all__ = ["check_dim_names", "clean", "dim_name_is_safe"]
 # source lines with absolute paths (up to half of a small file).
 _KEPT = ("namespace", "pkg.torch.onnx.name_scopes", PERMUTATION)
 _PATH = re.compile(r"""(?:^|[\s"'(=,])(?:/|~/|[A-Za-z]:[\\/])|\\|\.py\b""")
-_TERM = r"(?:[A-Za-z_]\w*|\d+)"
-_DIM_NAME = re.compile(rf"(?=.*[A-Za-z_]){_TERM}(?: ?[+\-*] ?{_TERM})*", re.ASCII)  # batch, past + 1, 2*rows
+_TERM = r"(?:(?:\d+\*)?[A-Za-z_]\w*|\d+)"  # rows, 2*rows, 1
+_DIM_NAME = re.compile(rf"(?=.*[A-Za-z_]){_TERM}(?: [+\-*] {_TERM})*", re.ASCII)
 
 
 def clean(model: ir.Model) -> None:

@@ -94,6 +94,9 @@ def capture_exported(
     )  # fmt: skip
     program.dynamic = _dynamic_dims(program, dict(dim_names or {}))
     normalize(program)
+    for name in set(program.info) - set(program.weight_nodes()):  # what was normalised away takes its weights along
+        del program.weights[name]
+        del program.info[name]
     return program
 
 

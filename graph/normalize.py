@@ -54,11 +54,7 @@ def normalize(program: Program) -> None:
         again = _HANDLERS.get(node.target) if node.target is not before else None
         if again is not None:  # a synonym: what it stands for has something to say too
             again(node)
-    read = set(program.weight_nodes())
     program.graph.eliminate_dead_code()
-    for name in read - set(program.weight_nodes()):  # what was normalised away takes its weights along
-        del program.weights[name]
-        del program.info[name]
     program.graph.lint()
 
 

@@ -251,15 +251,17 @@ def _reshape(node: fx.Node) -> None:
 
 
 def _reversed_subtraction(node: fx.Node) -> None:
-    """s - x is s + (-x) for floats, to the last bit; the ONNX exporter knows no `rsub` of a number."""
+    """s - x is s + (-x), to the last bit; the ONNX exporter knows no `rsub` of a number."""
     source, number, *rest = node.args
     if rest or node.kwargs or not isinstance(source, fx.Node):
         return  # a factor on x: rare, and the exporter says so
-    if not node.meta["val"].is_floating_point() or source.meta["val"].dtype != node.meta["val"].dtype:
-        return  # an unsigned x has no negative
+    dtype, value = node.meta["val"].dtype, source.meta["val"]
     with node.graph.inserting_before(node):
+        if value.dtype != dtype:  # first: an unsigned x has no negative
+            source = node.graph.call_function(aten._to_copy.default, (source,), {"dtype": dtype})
+            source.meta = {**node.meta, "val": (value := aten._to_copy.default(value, dtype=dtype))}
         negative = node.graph.call_function(aten.neg.default, (source,))
-    negative.meta = {**node.meta, "val": aten.neg.default(source.meta["val"])}
+    negative.meta = {**node.meta, "val": aten.neg.default(value)}
     node.target, node.args = aten.add.Tensor, (negative, number)
 
 

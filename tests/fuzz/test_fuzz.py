@@ -114,7 +114,7 @@ def test_forgotten_literals_are_noticed() -> None:
     )
     built = build(write(Net(nodes, ((2, 0),), length=3)))
     program = capture(built.model, built.example())
-    with broken(Mutant("aten.reshape.default", LITERALS)), pytest.raises(Failure, match="prune|prepare"):
+    with broken(Mutant("aten.reshape.default", LITERALS)), pytest.raises(Failure, match=r"prune|prepare"):
         examine_program(built, program, Outcome(0), onnx=False, thorough=True)
 
 

@@ -18,7 +18,7 @@ from torch._guards import detect_fake_mode
 
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.select import Selection
-from fxslim.graph.axes.terms import Size, quotient, size_of
+from fxslim.graph.axes.terms import Size, quotient, same_size, size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.literals import literals_for, new_literals, replace_arguments
 from fxslim.graph.program import Program, Weight, bind_symbols
@@ -286,7 +286,7 @@ def _compare(axes: Axes, selection: Selection, old: fx.Node, new: fx.Node) -> No
     for tensor, raw in zip(values, axes.values[old], strict=True):
         dims = tuple(axes.terms.resolve(e) for e in raw)
         for dim, (size, expr) in enumerate(zip(tensor.shape, dims, strict=True)):
-            if selection.touches((expr,)) and size_of(size) != selection.size(expr):
+            if selection.touches((expr,)) and not same_size(size_of(size), selection.size(expr)):
                 raise VerifyError(
                     f"dimension {dim} has size {size}, its axes say {selection.size(expr)}",
                     at=where(new), rule=str(axes.calls[old].rule) if old in axes.calls else None,

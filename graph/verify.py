@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import find_caches
-from fxslim.graph.axes.terms import Size, size_of
+from fxslim.graph.axes.terms import Size, same_size, size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import evaluate_fake, fake_mode
@@ -76,7 +76,7 @@ def _known(program: Program) -> set[sympy.Symbol]:
 def _same_size(a: Size, b: Size, known: set[sympy.Symbol]) -> bool:
     """Whether two sizes are equal. One that depends on the data (how many are not zero) gets a new name each time it is
     derived: two of those cannot be told apart."""
-    if a == b:
+    if same_size(a, b):
         return True
     return all(not isinstance(size, int) and bool(size.free_symbols - known) for size in (a, b))
 

@@ -34,6 +34,7 @@ __all__ = [
     "expr_size",
     "factor_size",
     "quotient",
+    "same_size",
     "simplified",
     "size_of",
 ]
@@ -132,6 +133,22 @@ def quotient(whole: Size, part: Size) -> Size | None:
     if numerator.free_symbols and any(not c.is_Integer for c in sympy.Poly(numerator).coeffs()):
         return None
     return simplified(ratio)
+
+
+_TRIALS = (101, 1009, 10007)  # primes: no size divides another by accident
+
+
+def same_size(a: Size, b: Size) -> bool:
+    """Whether two sizes are equal for all values of the symbols: compared as expressions, and where those are written
+    differently (`s0**2 // s0`), by trial."""
+    if a == b or isinstance(a, int) or isinstance(b, int):
+        return bool(a == b)
+    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    return all(
+        a.subs(values) == b.subs(values)
+        for start in _TRIALS
+        for values in [{symbol: start + 2 * i for i, symbol in enumerate(symbols)}]
+    )
 
 
 def divides(part: Size, whole: Size) -> bool:

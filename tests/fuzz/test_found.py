@@ -76,3 +76,33 @@ def test_a_module_that_failed_once_passes(name: str) -> None:
         outcome = examine_module(make().eval(), _example(*shape), {}, seed, onnx=False)
         assert outcome.failure is None
         assert outcome.plans
+
+
+class Talking(nn.Module):
+    """Heads that a linear layer mixes, at a length that torch writes as `s0**2 // s0` when shapes are derived again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.talk, self.out = nn.Linear(8, 75), nn.Linear(9, 9), nn.Linear(27, 4)
+        self.emb = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fused = self.qkv(self.emb(x).relu()).view(x.shape[0], -1, 3, 5, 5)[..., :3]
+        q = fused[:, :, :, :-2].flatten(2, 3).transpose(1, 2)
+        k, v = (
+            fused[:, :, :, i].transpose(1, 2).unsqueeze(2).expand(-1, -1, 3, -1, -1).flatten(1, 2) for i in (-2, -1)
+        )
+        weights = F.softmax(q @ k.transpose(-2, -1), dim=-1)
+        mixed = self.talk(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) @ v
+        y: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape[0], x.shape[1], 27))
+        return y
+
+
+def test_sizes_that_are_written_in_another_way_are_the_same() -> None:
+    torch.manual_seed(0)
+
+    def example(batch: int = 3, s: int = 4, **_: int) -> tuple[Tensor, ...]:
+        return (torch.randn(batch, s, 8, generator=torch.Generator().manual_seed(0)),)
+
+    outcome = examine_module(Talking().eval(), example, {"x": {0: "batch", 1: "s"}}, 1, onnx=False, thorough=True)
+    assert outcome.failure is None, outcome.failure

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxslim.graph.axes.select import coordinates
-from fxslim.graph.axes.terms import Cat, Expr, Reason, Terms, concatenate, divides, expr_size, quotient
+from fxslim.graph.axes.terms import Cat, Expr, Reason, Terms, concatenate, divides, expr_size, quotient, same_size
 
 WHY = Reason("met", "node", "a -> a", "model.py:1")
 
@@ -207,3 +207,14 @@ def test_random_concatenations_enumerate_the_same_positions(left: list[int], rig
     t.unify(a, b, WHY)
     assert not t.fixations
     assert torch.equal(positions(t, a), positions(t, b))
+
+
+def test_sizes_written_differently_are_compared_by_trial() -> None:
+    s, t = sympy.Symbol("s", integer=True, positive=True), sympy.Symbol("t", integer=True, positive=True)
+    assert same_size(s, s) and same_size(4, 4)
+    assert same_size((s**2) // s, s)
+    assert same_size((s * t) // t + 1, s + 1)
+    assert not same_size(s, t)
+    assert not same_size((s**2) // t, s)
+    assert not same_size(s, 4)
+    assert not same_size(s + 1, s)

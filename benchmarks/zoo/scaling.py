@@ -41,7 +41,7 @@ def plot(rows: Sequence[Row], path: Path) -> dict[str, float]:
         line = np.array([sizes.min(), sizes.max()])
         axes.loglog(line, factor * line**p, "-", color=points.get_color(), linewidth=1)
     axes.set_xlabel("nodes of the graph")
-    axes.set_ylabel("seconds on one core")
+    axes.set_ylabel("seconds (wall clock)")
     axes.legend(frameon=False)
     axes.grid(visible=True, which="major", alpha=0.3)
     figure.tight_layout()

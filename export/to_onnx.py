@@ -110,7 +110,7 @@ def _with_copies_before_reshapes(module: fx.GraphModule) -> fx.GraphModule:
         source = node.args[0]
         if isinstance(source, fx.Node) and source.target in permuting:
             with module.graph.inserting_before(node):
-                options = {"memory_format": torch.contiguous_format}
+                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
                 node.replace_input_with(source, module.graph.call_function(aten.clone.default, (source,), options))
     module.recompile()
     return module

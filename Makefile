@@ -35,11 +35,11 @@ models: $(VENV)/.dev ## Train the bundled models again (about half an hour)
 	$(BIN)/python examples/train_opt_python.py --out fxslim/models/opt-python
 
 # torchvision has no build for every torch, and transformers would find it: it stays out of .venv.
-build/vision/.done:
+build/vision/.done: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --target build/vision torchvision timm pillow
 	@touch $@
 
-build/transformers4/.done:
+build/transformers4/.done: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --target build/transformers4 "transformers<5" "huggingface-hub<1"
 	@touch $@
 
@@ -51,8 +51,10 @@ zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over tor
 	exit $$status
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
-	$(BIN)/python -W ignore -m tests.fuzz --fresh --count 5000 --out benchmarks/results/fuzz.md $(FUZZ_ARGS)
-	$(BIN)/python -W ignore -m tests.fuzz --mutate --fresh --count 600 --minutes 20 --out benchmarks/results/fuzz.md $(FUZZ_ARGS)
+	status=0; \
+	$(BIN)/python -W ignore -m tests.fuzz --fresh --count 5000 --out benchmarks/results/fuzz.md $(FUZZ_ARGS) || status=1; \
+	$(BIN)/python -W ignore -m tests.fuzz --mutate --fresh --count 600 --minutes 20 --out benchmarks/results/fuzz.md $(FUZZ_ARGS) || status=1; \
+	exit $$status
 
 wheel: $(VENV)/.run ## Build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -5,20 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
-from fxslim.graph.costs import Target
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
-from fxslim.passes.importance import Importance
 from fxslim.passes.plan import Plan
+from fxslim.passes.planner import PlanOptions, plan_and_restore
 from fxslim.passes.planner import make_plan as _make_plan
-from fxslim.passes.planner import plan_and_restore
 from fxslim.passes.prepare import ALWAYS
 from fxslim.passes.prepare import prepare as _prepare
 from fxslim.passes.prove import TOLERANCE, Proof
@@ -58,27 +56,16 @@ def make_plan(
     program: Program | Analysis,
     keep: float | None = None,
     *,
-    width: float | None = None,
-    of: Target = "params",
-    importance: Importance = "magnitude",
     calibration: Calibration | None = None,
-    round_to: int = 1,
-    groups: Sequence[str] | None = None,
-    keep_fixed: Sequence[str] = (),
-    inexact: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
-    """A plan: what remains of each group of `program`. See `fxslim.passes.planner.make_plan` for the options.
+    """A plan: what remains of each group of `program`. See `fxslim.passes.planner.PlanOptions` for the options.
 
     Raises:
         InputError: an option is out of range, or a pattern matches nothing.
         PlanError: the target cannot be met.
     """
-    return _make_plan(
-        _analysis(program), keep, width=width, of=of, importance=importance, calibration=_listed(calibration),
-        round_to=round_to, groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
-    )  # fmt: skip
+    return _make_plan(_analysis(program), keep, calibration=_listed(calibration), **options)
 
 
 def prepare(program: Program | Analysis, passes: Sequence[str] = ALWAYS) -> Program:
@@ -134,17 +121,9 @@ def compress(
     program: Program | Analysis,
     keep: float | None = None,
     *,
-    width: float | None = None,
-    of: Target = "params",
-    importance: Importance = "magnitude",
     restore: Restore | None = None,
     calibration: Calibration | None = None,
-    round_to: int = 1,
-    groups: Sequence[str] | None = None,
-    keep_fixed: Sequence[str] = (),
-    inexact: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
+    **options: Unpack[PlanOptions],
 ) -> tuple[Plan, Applied]:
     """A plan and what it makes of the program: `make_plan` and `apply_plan` in one, with one walk over the calibration
     data where column scores choose and least squares restore.
@@ -153,13 +132,10 @@ def compress(
         InputError, PlanError, VerifyError: as `make_plan` and `apply` do.
     """
     analysis, batches = _analysis(program), _listed(calibration)
-    plan, restoration = plan_and_restore(
-        analysis, keep, width=width, of=of, importance=importance, calibration=batches, round_to=round_to,
-        groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
-    )  # fmt: skip
+    plan, restoration = plan_and_restore(analysis, keep, calibration=batches, **options)
     if restoration is not None and restore in (None, "least-squares"):
         return plan, Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration)
-    return plan, apply_plan(analysis, plan, restore, batches, progress)
+    return plan, apply_plan(analysis, plan, restore, batches, options.get("progress"))
 
 
 def prove(

@@ -83,7 +83,8 @@ class Evaluator:
         return node.target(*args, **kwargs)
 
     def compute(self, node: fx.Node, env: Environment) -> Any:
-        """The value of one node; those of its arguments are in `env`."""
+        """The value of one node; those of its arguments are in `env`. What a call makes in torch's default type (zeros,
+        a quotient of integers) is widened too."""
         if self.dtype is not None and node.target in _DTYPE_BOUND:
             name = str(self.dtype).removeprefix("torch.")
             raise CheckError(f"the operator has no meaning in {name}: there is no reference", at=where(node))
@@ -97,8 +98,6 @@ class Evaluator:
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         if self.dtype is not None:
             args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
-            if _makes_floats(node):
-                kwargs = {**kwargs, "dtype": self.dtype}
         return args, kwargs
 
     def _as_dtype(self, value: Tensor) -> Tensor:
@@ -196,17 +195,6 @@ def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         if users and len(users) == len(node.users):
             found.setdefault(max(users, key=order.__getitem__), []).append(node)
     return found
-
-
-def _makes_floats(node: fx.Node) -> bool:
-    """Whether a call creates floating point numbers of torch's default type: nothing in its arguments says so."""
-    value = node.meta.get("val")
-    if not (isinstance(value, Tensor) and value.dtype in _FLOATS and isinstance(node.target, torch._ops.OpOverload)):
-        return False
-    arguments = node.target._schema.arguments
-    given = dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
-    reads_tensors = any(isinstance(n.meta.get("val"), Tensor) for n in node.all_input_nodes)
-    return not reads_tensors and any(a.name == "dtype" for a in arguments) and given.get("dtype") is None
 
 
 def _map_dtypes(value: Any, dtype: torch.dtype) -> Any:

@@ -3,6 +3,7 @@ blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.registry import Call
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Expr, expr_size
+from fxslim.graph.axes.weights import weight_like
 
 __all__ = ["Consumer", "find_consumers"]
 
@@ -116,12 +118,13 @@ def find_consumers(axes: Axes, selection: Selection | None = None) -> tuple[list
 
     With a selection, those whose input loses positions.
     """
+    weights = weight_like(axes.program.graph)
     found: list[Consumer] = []
     refused: list[str] = []
     for node, call in axes.calls.items():
         if not call.rule.costs or not any(call.rule.kind(x).value == "reduce" for x in call.letters):
             continue
-        consumer = _consumer(axes, node)
+        consumer = _consumer(axes, node, weights)
         if selection is not None and not _loses(axes, node, selection):
             continue
         if isinstance(consumer, Consumer):
@@ -140,7 +143,7 @@ def _loses(axes: Axes, node: fx.Node, selection: Selection) -> bool:
     )
 
 
-def _consumer(axes: Axes, node: fx.Node) -> Consumer | str:
+def _consumer(axes: Axes, node: fx.Node, weights: Container[fx.Node]) -> Consumer | str:
     """The consumer that a call is; in words why it is none; nothing where two activations meet."""
     call = Call(node)
     names = list(call.arguments)
@@ -154,12 +157,12 @@ def _consumer(axes: Axes, node: fx.Node) -> Consumer | str:
             return f"{node.name}: addmm with a broadcast first operand"
     elif node.target in _TRANSPOSED:
         source, weight, bias = call.tensors[0], call.tensors[1], None
-        if _constant(source):
+        if source in weights:
             return f"{node.name}: its weight is the left operand"
     else:
         return f"{node.name} ({node.target})" if any(t.op == "get_attr" for t in call.tensors) else ""
     if weight.op != "get_attr":
-        return f"{node.name}: its weight is computed" if source.op != "get_attr" and _constant(weight) else ""
+        return f"{node.name}: its weight is computed" if source.op != "get_attr" and weight in weights else ""
     if len(weight.users) > 1:
         return f"{node.name}: the weight {weight.target} is used in {len(weight.users)} places"
     if bias is not None and (bias.op != "get_attr" or len(bias.users) > 1):
@@ -171,7 +174,3 @@ def _consumer(axes: Axes, node: fx.Node) -> Consumer | str:
     if weight.meta["val"].dim() != 2 and node.target not in _CONVOLUTIONS:
         return f"{node.name}: a weight of {weight.meta['val'].dim()} dimensions"
     return Consumer(node, str(weight.target), name, source, features, blocks, node.target in _TRANSPOSED)
-
-
-def _constant(node: fx.Node) -> bool:
-    return node.op == "get_attr" or (bool(node.all_input_nodes) and all(_constant(n) for n in node.all_input_nodes))

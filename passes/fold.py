@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.axes.notation import Kind
-from fxslim.graph.axes.roles import weight_like
+from fxslim.graph.axes.weights import weight_like
 from fxslim.graph.evaluate import Environment, Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -19,39 +19,42 @@ from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 
-__all__ = ["make_plan", "plan_and_restore"]
+__all__ = ["PlanOptions", "make_plan", "plan_and_restore"]
+
+
+class PlanOptions(TypedDict, total=False):
+    """What a plan may be asked for, besides the share that remains and the data."""
+
+    width: float | None  # instead of `keep`: the share of positions that every chosen group keeps
+    of: Target  # what `keep` is a share of: "params" (default) or "macs"
+    importance: Importance  # how positions are chosen: "magnitude" by default
+    round_to: int  # counts are multiples of this: 1 by default
+    groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
+    keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
+    inexact: bool  # also groups that a normalisation or softmax runs over: False by default
+    seed: int
+    progress: Progress | None
 
 
 def make_plan(
     analysis: Analysis,
     keep: float | None = None,
     *,
-    width: float | None = None,
-    of: Target = "params",
-    importance: Importance = "magnitude",
     calibration: Sequence[Sequence[Tensor]] | None = None,
-    round_to: int = 1,
-    groups: Sequence[str] | None = None,
-    keep_fixed: Sequence[str] = (),
-    inexact: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """A plan for a program.
 
     `keep` is the share of all parameters (or MACs, `of`) that remains, `width` instead the share of positions that
-    every chosen group keeps. `groups` restricts the plan to kinds or patterns of names; `importance='fasp'` cuts what
-    the paper cuts (neurons, channels, the value dimensions inside heads) unless `groups` says otherwise. Groups that
-    are not exact are cut only if `inexact`. `calibration` holds batches of flat inputs.
+    every chosen group keeps. `importance='fasp'` cuts what the paper cuts (neurons, channels, the value dimensions
+    inside heads) unless `groups` says otherwise; it chooses by `calibration`, batches of flat inputs. See
+    `PlanOptions` for the rest.
 
     Raises:
         InputError: an option is out of range or a pattern matches nothing.
         PlanError: the target cannot be met.
     """
-    return plan_and_restore(
-        analysis, keep, width=width, of=of, importance=importance, calibration=calibration, round_to=round_to,
-        groups=groups, keep_fixed=keep_fixed, inexact=inexact, seed=seed, progress=progress,
-    )[0]  # fmt: skip
+    return plan_and_restore(analysis, keep, calibration=calibration, **options)[0]
 
 
 def plan_and_restore(

@@ -10,7 +10,7 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.verify import verify
 
-__all__ = ["verify_same_function"]
+__all__ = ["relative_difference", "verify_same_function"]
 
 # Relative to the largest magnitude of an output: sums in another order, in the program's own precision.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
@@ -31,7 +31,7 @@ def verify_same_function(result: Program, original: Program) -> None:
     half = any(w.dtype in _HALF for w in original.info.values())
     for name, wanted, got in zip(original.output_names, _outputs(original), _outputs(result), strict=True):
         if isinstance(wanted, Tensor):
-            error = _difference(wanted, got)
+            error = relative_difference(wanted, got)
             if error > (HALF_TOLERANCE if half else TOLERANCE):
                 raise VerifyError(f"the output {name!r} changed by {error:.1e} (relative)", at=result.source)
 
@@ -42,7 +42,9 @@ def _outputs(program: Program) -> list[Tensor]:
         return Evaluator(program).run(program.example_inputs)
 
 
-def _difference(wanted: Tensor, got: Tensor) -> float:
+def relative_difference(wanted: Tensor, got: Tensor) -> float:
+    """The largest difference over the largest magnitude; infinite where shapes, types or infinities differ, or integers
+    do."""
     if wanted.shape != got.shape or wanted.dtype != got.dtype:
         return float("inf")
     if not wanted.is_floating_point() and not wanted.is_complex():

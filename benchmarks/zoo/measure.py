@@ -24,6 +24,7 @@ from fxslim.graph.program import Program
 from fxslim.passes.importance import top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prove import Proof
+from fxslim.passes.same import relative_difference
 
 __all__ = ["COLUMNS", "Row", "measure"]
 
@@ -152,14 +153,9 @@ def _against_the_model(case: Case, program: Program) -> float:
     with torch.no_grad():
         wanted = [v for v in pytree.tree_leaves(case.model(*case.args, **case.kwargs)) if isinstance(v, torch.Tensor)]
     got = [v for v in Evaluator(program).run(program.example_inputs) if isinstance(v, torch.Tensor)]
-    if len(wanted) != len(got) or any(a.shape != b.shape for a, b in zip(wanted, got, strict=True)):
+    if len(wanted) != len(got):
         return float("inf")
-    errors = [0.0]
-    for a, b in zip(wanted, got, strict=True):
-        if a.is_floating_point() and a.numel():
-            finite = a.isfinite() & b.isfinite()  # masked positions are minus infinity in both
-            errors.append(float((a - b)[finite].abs().max() / a[finite].abs().max().clamp(min=1e-12)))
-    return max(errors)
+    return max((relative_difference(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
 
 
 def _describe(row: Row, analysis: Analysis) -> None:

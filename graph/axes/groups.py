@@ -10,8 +10,9 @@ from fxslim.graph.axes.analysis import Axes, CallAxes, analyze_axes
 from fxslim.graph.axes.batching import batch_axes
 from fxslim.graph.axes.notation import Kind, Symmetry, letters_of
 from fxslim.graph.axes.orientation import conflicting_orientations
-from fxslim.graph.axes.roles import STACK, Role, chosen_weights, classify, weight_like
+from fxslim.graph.axes.roles import Role, classify
 from fxslim.graph.axes.terms import Axis, Cat, Expr, Reason, expr_size
+from fxslim.graph.axes.weights import STACK, chosen_weights, weight_like
 from fxslim.graph.errors import AnalysisError
 from fxslim.graph.program import Program
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fxslim.graph.axes.analysis import CallAxes
     from fxslim.graph.axes.groups import Site
 
-__all__ = ["KINDS", "STACK", "Role", "chosen_weights", "classify", "weight_like"]
+__all__ = ["KINDS", "Role", "classify"]
 
 aten = torch.ops.aten
 
@@ -36,7 +36,6 @@ _CONVOLUTIONS = frozenset(
         aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     }
 )  # fmt: skip
-STACK = 3  # dimensions of matrices one after the other
 _SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 
 
@@ -73,35 +72,6 @@ class Role(Enum):
         if "produces" in roles and "consumes" in roles:
             return "rank" if symmetry is Symmetry.GENERAL else "neurons"
         return "features"
-
-
-def weight_like(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
-    """Nodes whose value depends on weights alone -> the names of those weights."""
-    found: dict[fx.Node, frozenset[str]] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            found[node] = frozenset({str(node.target)})
-        elif node.op == "call_function" and node.all_input_nodes and all(n in found for n in node.all_input_nodes):
-            found[node] = frozenset().union(*(found[n] for n in node.all_input_nodes))
-    return found
-
-
-def chosen_weights(graph: fx.Graph, weights: Mapping[fx.Node, frozenset[str]]) -> dict[fx.Node, frozenset[str]]:
-    """Nodes that hold matrices chosen by index among stacked weights (the experts of a mixture), and their views.
-
-    A row chosen from a table (an embedding) is an activation: only stacks of matrices count.
-    """
-    found: dict[fx.Node, frozenset[str]] = {}
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node):
-            continue
-        if node.target in (aten.index.Tensor, aten.index_select.default) and source in weights:
-            if source.meta["val"].dim() >= STACK:
-                found[node] = weights[source]
-        elif source in found and len(node.all_input_nodes) == 1:
-            found[node] = found[source]
-    return found
 
 
 def classify(call: CallAxes, letter: str, weights: Mapping[fx.Node, frozenset[str]]) -> Role | None:

@@ -19,13 +19,13 @@ from fxslim.graph.capture import capture
 from fxslim.graph.errors import CaptureError, FxslimError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.graph.program import Program
-from fxslim.passes.importance import top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import PREPARATIONS, prepare
 from fxslim.passes.prune import Prune
 from tests.fuzz.grammar import Built, Example, Text, build, seeded
 from tests.fuzz.onnx_check import check_export
 from tests.fuzz.zeroed import by_weights, zeroed_outputs
+from tests.plans import plan_of, random_cut
 
 __all__ = ["Failure", "Outcome", "examine", "examine_module", "examine_program", "random_plan"]
 
@@ -227,10 +227,8 @@ def random_plan(analysis: Analysis, seed: int, groups: Sequence[Group]) -> Plan:
         count = rng.randint(1, group.size - 1)
         apart = rng.random() < 0.7 and not any(group.axis in batched.get(b, ()) for b in group.batch)
         batched[group.axis] = group.batch if apart else ()
-        axes = (*group.batch, group.axis) if apart else (group.axis,)
-        cut = Cut.from_mask(group, top(torch.rand([int(a.size) for a in axes], generator=generator), count))
-        cuts.append(cut)
-    return Plan(analysis.program.fingerprint(), tuple(cuts))
+        cuts.append(random_cut(group, count, generator, alike=not apart))
+    return plan_of(analysis, cuts)
 
 
 def _input_sets(built: Built) -> list[tuple[Tensor, ...]]:

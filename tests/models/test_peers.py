@@ -9,13 +9,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.evaluate import Evaluator
-from fxslim.passes.importance import top
-from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prove import prove
 from fxslim.passes.prune import Prune
 from tests.models.peers import CASES, Peer, peer
+from tests.plans import plan_of, random_cut
 
 EXACT = 1e-9  # float64 rounding, relative to an output's largest magnitude
 FELT = 1e-9  # masking must change an output by more than rounding does, or nothing was tested
@@ -29,16 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes .* were as
 def one(request: pytest.FixtureRequest) -> Peer:
     """Every case; the scope keeps all tests of one case together."""
     return peer(request.param)
-
-
-def random_cut(group: Group, count: int, generator: torch.Generator, *, alike: bool = False) -> Cut:
-    """Any `count` positions; others for each position of the batch axes, unless `alike`."""
-    shape = [] if alike else [int(a.size) for a in group.batch]
-    return Cut.from_mask(group, top(torch.rand([*shape, group.size], generator=generator), count))
-
-
-def plan_of(analysis: Analysis, cuts: list[Cut]) -> Plan:
-    return Plan(analysis.program.fingerprint(), tuple(cuts))
 
 
 def test_the_groups_are_those_that_a_person_would_name(one: Peer) -> None:

@@ -14,12 +14,12 @@ from fxslim.graph.costs import CostModel
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
-from fxslim.passes.importance import top
-from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.plan import Plan
 from fxslim.passes.planner import make_plan
 from fxslim.passes.prove import prove
 from fxslim.passes.prune import Prune
 from tests.models.nets import INTEGER, NETS, Captured, captured
+from tests.plans import plan_of, random_cut
 
 EXACT = 1e-9  # float64 rounding, relative to an output's largest magnitude
 FELT = 1e-6  # masking must change an output by more than this, or nothing was tested
@@ -42,9 +42,8 @@ def random_plan(analysis: Analysis, seed: int, *, inexact: bool = False) -> Plan
     for group in analysis.prunable:
         if group.size > 1 and (inexact or group.exact):
             count = int(torch.randint(1, group.size, (), generator=generator))
-            scores = torch.rand([int(a.size) for a in (*group.batch, group.axis)], generator=generator)
-            cuts.append(Cut.from_mask(group, top(scores, count)))
-    return Plan(analysis.program.fingerprint(), tuple(cuts))
+            cuts.append(random_cut(group, count, generator))
+    return plan_of(analysis, cuts)
 
 
 def inputs_of(net: Captured, batch: int, sequence: int) -> list[Tensor]:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxslim.graph.evaluate import Evaluator
-from fxslim.passes.importance import top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.planner import make_plan
 from fxslim.passes.prepare import SPLIT, prepare
@@ -18,6 +17,7 @@ from fxslim.passes.prove import prove
 from fxslim.passes.prune import Prune
 from fxslim.passes.split import SplitFused
 from tests.passes.conftest import Analyse, Pair
+from tests.plans import plan_of, random_cut
 
 EXACT, CLOSE = 1e-9, 1e-5
 HEADS, WIDTH = 3, 4
@@ -126,11 +126,7 @@ def test_random_selections_of_all_parts_are_proven(analyse: Analyse) -> None:
     parts = prepare(analyse(Fused("h·d·3"), torch.randn(2, 5, 12)), [SPLIT])
     generator = torch.Generator().manual_seed(4)
     for count in (1, 2):
-        cuts = [
-            Cut.from_mask(g, top(torch.rand([int(a.size) for a in (*g.batch, g.axis)], generator=generator), count))
-            for g in parts.prunable
-        ]
-        proof = prove(parts, Plan(parts.program.fingerprint(), tuple(cuts)))
+        proof = prove(parts, plan_of(parts, [random_cut(g, count, generator) for g in parts.prunable]))
         assert proof.ok and proof.max_error <= EXACT
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -152,17 +152,27 @@ def _of_operator(info: Any, samples_each: int, found: Harvest) -> None:
         return
     before = found.traced
     try:
-        for sample in islice(info.sample_inputs("cpu", dtype, requires_grad=False), samples_each):
+        samples = info.sample_inputs_func(info, "cpu", dtype, requires_grad=False)
+        for sample in _first(samples, samples_each):
             _trace(info.op, (sample.input, sample.args, sample.kwargs), found)
     except AssertionError as error:  # entries for other devices assert theirs
         found.untraced[f"no sample inputs: {str(error).splitlines()[0]}"] += 1
     found.infos += found.traced > before
 
 
+def _first(samples: Iterable[Any], count: int) -> list[Any]:
+    """The first of the samples. Their generator is closed here: the garbage collector might do it while a call is
+    traced, and closing it enters `no_grad`, which the tracer would take for a part of the call."""
+    drawn = list(islice(samples, count))
+    if isinstance(samples, Generator):
+        samples.close()
+    return drawn
+
+
 def _of_module(info: Any, samples_each: int, found: Harvest) -> None:
     inputs = info.module_inputs_func(info, "cpu", torch.float64, requires_grad=False, training=False)
     before = found.traced
-    for sample in islice(inputs, samples_each):
+    for sample in _first(inputs, samples_each):
         given, forward = sample.constructor_input, sample.forward_input
         module = info.module_cls(*given.args, **given.kwargs).double().eval()
         if forward is not None:

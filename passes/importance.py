@@ -10,17 +10,30 @@ import torch
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, Group
-from fxslim.graph.axes.select import Kept, accumulate
+from fxslim.graph.axes.select import Kept, accumulate, coordinates
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer, find_consumers
-from fxslim.passes.statistics import CalibrationWalk
+from fxslim.passes.second_order import Problem, eliminate
+from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 
-__all__ = ["IMPORTANCES", "ColumnScores", "Importance", "column_scores", "scores_for", "top"]
+__all__ = [
+    "BY_DATA",
+    "IMPORTANCES",
+    "Chooser",
+    "Importance",
+    "choose",
+    "owners",
+    "position_scores",
+    "problem",
+    "scores_for",
+    "top",
+]
 
-Importance = Literal["magnitude", "random", "fasp"]
-IMPORTANCES: tuple[Importance, ...] = ("magnitude", "random", "fasp")
+Importance = Literal["magnitude", "random", "fasp", "flap", "activation", "obs"]
+BY_DATA: tuple[Importance, ...] = ("fasp", "flap", "activation", "obs")
+IMPORTANCES: tuple[Importance, ...] = ("magnitude", "random", *BY_DATA)
 
 
 def scores_for(importance: Importance, analysis: Analysis, groups: Sequence[Group], seed: int) -> dict[str, Tensor]:
@@ -52,12 +65,11 @@ def random(group: Group, seed: int) -> Tensor:
     return torch.rand([int(a.size) for a in (*group.batch, group.axis)], generator=generator, dtype=torch.float64)
 
 
-class ColumnScores:
-    """FASP's column score (2025, arXiv 2501.09412, after Wanda): position j scores sum_i |W_ij| · ||X_j||_2, added
-    over all consumers of the group.
+class Chooser:
+    """Chooses positions by what their consumers make of them, on the way of a restoration.
 
     A group is decided when the walk first meets one of its consumers, from the compressed upstream. Where consumers
-    lie at different depths (a residual stream, a dense block), later inputs do not exist yet: such groups are scored
+    lie at different depths (a residual stream, a dense block), later inputs do not exist yet: such groups are decided
     on the original.
     """
 
@@ -67,20 +79,22 @@ class ColumnScores:
         groups: Sequence[Group],
         counts: Mapping[Axis, int],
         batches: Sequence[Sequence[Tensor]],
+        importance: Importance = "fasp",
     ) -> None:
-        self.analysis, self.counts = analysis, counts
+        self.analysis, self.counts, self.importance = analysis, counts, importance
         wanted = {node for g in groups for node in g.consumers}
         self.consumers = [c for c in find_consumers(analysis.axes)[0] if c.node.name in wanted]
         self._order = {node: i for i, node in enumerate(analysis.program.graph.nodes)}
         self._own = {g.name: [c for c in self.consumers if c.node.name in g.consumers] for g in groups}
         self._undecided = [g for g in groups if self._own[g.name]]
-        self._early = self._score_on_original(batches)
+        self._early = self._decide_on_original(batches)
 
     def _spread(self, group: Group) -> bool:
         own = self._own[group.name]
         return any(self._order[c.source] >= self._order[own[0].node] for c in own)
 
-    def _score_on_original(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    def _decide_on_original(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Scores of the groups whose consumers lie at different depths, one consumer after the other."""
         spread = [g for g in self._undecided if self._spread(g)]
         walk = CalibrationWalk(Evaluator(self.analysis.program), batches) if spread else None
         total: dict[str, Tensor] = {}
@@ -88,44 +102,87 @@ class ColumnScores:
             members = [g for g in spread if consumer in self._own[g.name]]
             if members and walk is not None:
                 walk.advance_to(consumer.node)
-                norms = column_norms(consumer, walk)
+                moment = walk.moment(consumer)
                 for group in members:
-                    score = column_scores(self.analysis, consumer, norms, group)
+                    score = position_scores(self.analysis, self.importance, [(consumer, moment)], group)
                     total[group.name] = total[group.name] + score if group.name in total else score
         return total
 
-    def decide(self, consumer: Consumer, walk: CalibrationWalk) -> dict[Axis, Kept]:
-        """The kept positions of the groups that this consumer is the first to sum over."""
+    def decide(self, consumer: Consumer, walk: CalibrationWalk, moment: SecondMoment) -> dict[Axis, Kept]:
+        """The kept positions of the groups that this consumer, with the moment of its inputs, is the first to sum
+        over."""
         decided: dict[Axis, Kept] = {}
         for group in [g for g in self._undecided if self._own[g.name][0] is consumer]:
             self._undecided.remove(group)
-            score = self._early.get(group.name)
+            count, score = self.counts[group.axis], self._early.get(group.name)
             if score is None:
-                parts = [column_scores(self.analysis, c, column_norms(c, walk), group) for c in self._own[group.name]]
-                score = torch.stack(parts).sum(0)
-            decided[group.axis] = Kept(group.batch, top(score, self.counts[group.axis]))
+                own = [(c, moment if c is consumer else walk.moment(c)) for c in self._own[group.name]]
+                mask = choose(self.analysis, self.importance, own, group, count)
+            else:
+                mask = top(score, count)
+            decided[group.axis] = Kept(group.batch, mask)
         return decided
+
+
+def choose(
+    analysis: Analysis, importance: Importance, own: Sequence[tuple[Consumer, SecondMoment]], group: Group, count: int
+) -> Tensor:
+    """The `count` positions of a group that stay: [*batch, size] bool."""
+    if importance == "obs":
+        problems = [problem(analysis, consumer, moment, group) for consumer, moment in own]
+        return eliminate(problems, group.shape, count).mask
+    return top(position_scores(analysis, importance, own, group), count)
+
+
+def problem(analysis: Analysis, consumer: Consumer, moment: SecondMoment, group: Group) -> Problem:
+    """A consumer as second-order selection sees it, with the constant as a column of its own where it has a bias."""
+    weight = consumer.matrix(analysis.program.weights[consumer.weight]).detach().double()
+    owner = owners(consumer, group)
+    if consumer.bias is None:
+        return Problem(weight, moment.matrix[:, :-1, :-1], owner)
+    bias = analysis.program.weights[consumer.bias].detach().double().reshape(*weight.shape[:2], 1)
+    return Problem(torch.cat([weight, bias], 2), moment.matrix, torch.cat([owner, torch.full_like(owner[:, :1], -1)], 1))
+
+
+def owners(consumer: Consumer, group: Group) -> Tensor:
+    """The number of the group's position (batch positions major) that each column belongs to: [g, k]; -1 for none."""
+    found = coordinates(consumer.features)
+    (own,) = found[group.axis]
+    number = torch.zeros_like(own)
+    for axis in (*group.batch, group.axis):
+        (coordinate,) = found[axis]
+        number = number * int(axis.size) + coordinate.clamp(min=0)
+    number = torch.where(own >= 0, number, torch.full_like(number, -1))
+    return number.reshape(consumer.blocks, -1).repeat_interleave(consumer.window, dim=1)
+
+
+def position_scores(
+    analysis: Analysis, importance: Importance, own: Sequence[tuple[Consumer, SecondMoment]], group: Group
+) -> Tensor:
+    """What removing each position by itself costs its consumers: [*batch, size] float64.
+
+    `fasp`: sum_i |W_ij| ||X_j|| (FASP 2025, after Wanda); `flap`: the fluctuation var(X_j) sum_i W_ij^2 (FLAP, An
+    2024, WIFV); `activation`: ||X_j|| (TransAct, Shen 2024); `obs`: sum_i W_ij^2 / (H^-1)_jj (Hassibi 1993).
+    """
+    total = torch.zeros(group.shape, dtype=torch.float64)
+    for consumer, moment in own:
+        if importance == "obs":
+            scores = problem(analysis, consumer, moment, group).scores(total.numel())
+            total += scores.reshape(group.shape)
+            continue
+        weight = consumer.matrix(analysis.program.weights[consumer.weight]).detach().double()
+        if importance == "fasp":
+            columns = weight.abs().sum(1) * moment.norms()
+        elif importance == "flap":
+            columns = weight.square().sum(1) * moment.variances()
+        else:
+            columns = moment.norms()
+        features = columns.reshape(-1, consumer.window).sum(1)  # a convolution's window belongs to its channel
+        total += accumulate(features, (consumer.features,), group.axis, group.batch)
+    return total
 
 
 def top(scores: Tensor, count: int) -> Tensor:
     """True for the `count` largest scores of each row: [*batch, size] bool. Ties go to the earlier position."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
-
-
-def column_norms(consumer: Consumer, walk: CalibrationWalk) -> Tensor:
-    """||X_j||_2 over all tokens of all batches, for every column of a consumer: [g, k] float64."""
-    squares: Tensor | None = None
-    for value in walk.values(consumer.source):
-        part = consumer.columns(value).double().square().sum(1)
-        squares = part if squares is None else squares + part
-    assert squares is not None
-    return squares.sqrt()
-
-
-def column_scores(analysis: Analysis, consumer: Consumer, norms: Tensor, group: Group) -> Tensor:
-    """The scores of a group's positions at one consumer: [*batch, size] float64."""
-    weight = consumer.matrix(analysis.program.weights[consumer.weight]).detach().double()
-    columns = weight.abs().sum(1) * norms  # [g, k]
-    features = columns.reshape(-1, consumer.window).sum(1)  # a convolution's window belongs to its channel
-    return accumulate(features, (consumer.features,), group.axis, group.batch)

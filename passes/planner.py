@@ -14,7 +14,7 @@ from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.importance import ColumnScores, Importance, scores_for, top
+from fxslim.passes.importance import Chooser, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
@@ -141,7 +141,7 @@ def _by_columns(
         raise InputError(
             "the importance 'fasp' needs calibration data", remedy="give `calibration=` (--calibration FILE)"
         )
-    chooser = ColumnScores(analysis, groups, counts, calibration)
+    chooser = Chooser(analysis, groups, counts, calibration)
     return restore_weights(analysis, Selection(), calibration, chooser=chooser, progress=progress)
 
 

@@ -16,7 +16,7 @@ from fxslim.graph.axes.select import Selection
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.consumers import Consumer, find_consumers
-from fxslim.passes.importance import ColumnScores
+from fxslim.passes.importance import Chooser
 from fxslim.passes.refit import Refit, refit
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 
@@ -59,7 +59,7 @@ def restore_weights(
     selection: Selection,
     batches: Sequence[Sequence[Tensor]],
     *,
-    chooser: ColumnScores | None = None,
+    chooser: Chooser | None = None,
     progress: Progress | None = None,
     upstream: Upstream = "both",
 ) -> Restoration:
@@ -79,7 +79,7 @@ def restore_weights(
         raise InputError("restoration needs calibration data, which is empty", remedy="give at least one batch")
     evaluator = MaskedEvaluator(analysis.axes, selection)
     walk = CalibrationWalk(evaluator, batches, Evaluator(analysis.program) if upstream == "both" else None)
-    consumers = chooser.consumers if chooser is not None else find_consumers(analysis.axes, selection)[0]
+    consumers = _consumers(analysis, selection, chooser)
     weights: dict[str, Tensor] = {}
     rows: list[RestoredConsumer] = []
     warnings: list[str] = []
@@ -87,9 +87,10 @@ def restore_weights(
         if progress is not None:
             progress(consumer.weight, number, len(consumers))
         walk.advance_to(consumer.node)
-        if chooser is not None:
-            evaluator.selection = Selection({**evaluator.selection.kept, **chooser.decide(consumer, walk)})
         train, held_out = _split(walk, consumer)
+        if chooser is not None:
+            decided = chooser.decide(consumer, walk, train + held_out)
+            evaluator.selection = Selection({**evaluator.selection.kept, **decided})
         result = _refit(analysis, evaluator.selection, consumer, train, held_out)
         _store(analysis, consumer, result, evaluator, weights)
         tokens = result.tokens // walk.passes
@@ -102,6 +103,14 @@ def restore_weights(
     refused = find_consumers(analysis.axes, evaluator.selection)[1]
     warnings += [f"not refitted, only sliced: {text}" for text in refused]
     return Restoration(weights, tuple(rows), tuple(warnings), evaluator.selection)
+
+
+def _consumers(analysis: Analysis, selection: Selection, chooser: Chooser | None) -> list[Consumer]:
+    """Those that lose columns, or will when the chooser has decided."""
+    losing = {c.node for c in find_consumers(analysis.axes, selection)[0]}
+    choosing = {c.node: c for c in chooser.consumers} if chooser is not None else {}
+    every = find_consumers(analysis.axes)[0]
+    return [choosing.get(c.node, c) for c in every if c.node in losing or c.node in choosing]
 
 
 def _split(walk: CalibrationWalk, consumer: Consumer) -> tuple[SecondMoment, SecondMoment]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, fx
 
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
+from fxslim.passes.consumers import Consumer
 
 __all__ = ["CalibrationWalk", "SecondMoment"]
 
@@ -45,6 +47,11 @@ class SecondMoment:
     def norms(self) -> Tensor:
         """The 2-norm of every column over all tokens: [g, k]."""
         return self.matrix.diagonal(dim1=1, dim2=2)[:, :-1].clamp(min=0).sqrt()
+
+    def variances(self) -> Tensor:
+        """The variance of every column over all tokens, times their number: [g, k]."""
+        squares, sums = self.matrix.diagonal(dim1=1, dim2=2)[:, :-1], self.matrix[:, -1, :-1]
+        return (squares - sums.square() / max(1, self.count)).clamp(min=0)
 
 
 class CalibrationWalk:
@@ -78,6 +85,10 @@ class CalibrationWalk:
         for evaluator, environment in self._runs:
             evaluator.advance(environment, segment)
         self._position = max(self._position, target)
+
+    def moment(self, consumer: Consumer) -> SecondMoment:
+        """The second moment of a consumer's input over all batches."""
+        return reduce(SecondMoment.__add__, (SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source)))
 
     def values(self, node: fx.Node) -> Iterator[Tensor]:
         """The value of `node` in every batch, from each evaluator.

@@ -57,6 +57,11 @@ class Group:
         return self.axis.size
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the batch axes and of its own: [*batch, size]."""
+        return tuple(int(axis.size) for axis in (*self.batch, self.axis))  # type: ignore[arg-type]
+
+    @property
     def exact(self) -> bool:
         """Whether the slim program equals the original with the removed positions masked."""
         return not self.inexact

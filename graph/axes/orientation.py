@@ -17,13 +17,14 @@ from fxslim.graph.axes.analysis import Axes, CallAxes
 from fxslim.graph.axes.notation import Dims, Kind, letters_of
 from fxslim.graph.axes.terms import Axis
 
-__all__ = ["conflicting_orientations"]
+__all__ = ["Orientations", "conflicting_orientations", "orientations"]
 
 Place = tuple[fx.Node, int, int, Axis]  # a value, which of its tensors, a dimension, an axis on it
 
 
-class _Colours:
-    """Union-find with parity."""
+class Orientations:
+    """Which places of an axis change with a basis as it does, and which with its inverse transpose. Union-find with
+    parity."""
 
     def __init__(self) -> None:
         self._parent: dict[Place, tuple[Place, bool]] = {}
@@ -41,6 +42,10 @@ class _Colours:
             self._parent[member] = (place, flip)
         return place, flip
 
+    def place(self, node: fx.Node, dim: int, axis: Axis) -> tuple[Place, bool]:
+        """The representative of an axis on a dimension of a value, and whether their colours differ."""
+        return self.find((*_source(node), dim, axis))
+
     def relate(self, a: Place, b: Place, flipped: bool) -> None:
         """Both have the same colour, or opposite ones."""
         (root_a, flip_a), (root_b, flip_b) = self.find(a), self.find(b)
@@ -54,13 +59,18 @@ class _Colours:
 def conflicting_orientations(axes: Axes) -> set[Axis]:
     """Axes that reach both sides of a contraction through one dimension of one value: of their symmetries only
     rotations remain."""
-    colours = _Colours()
+    return orientations(axes).conflicts
+
+
+def orientations(axes: Axes) -> Orientations:
+    """The orientations of all places of a program."""
+    colours = Orientations()
     for call in axes.calls.values():
         _relate(axes, call, colours)
-    return colours.conflicts
+    return colours
 
 
-def _relate(axes: Axes, call: CallAxes, colours: _Colours) -> None:
+def _relate(axes: Axes, call: CallAxes, colours: Orientations) -> None:
     operands = [(*_source(o), _dims_by_letter(d)) for o, d in zip(call.operands, call.rule.operands, strict=True)]
     made = [(call.node, i, _dims_by_letter(d)) for i, d in enumerate(call.rule.results)]
     for letter, expr in call.letters.items():

@@ -1,0 +1,140 @@
+"""Subspaces: axes on which any basis will do, what makes and what reads them, and the statistics of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from fxslim.graph.axes.analysis import CallAxes
+from fxslim.graph.axes.fibres import Moment, holders, moment
+from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.notation import Kind, Symmetry
+from fxslim.graph.axes.orientation import Orientations, orientations
+from fxslim.graph.axes.terms import Axis
+from fxslim.graph.axes.weights import weight_like
+from fxslim.graph.errors import AnalysisError
+from fxslim.graph.program import bind_symbols
+from fxslim.passes.statistics import CalibrationWalk
+
+__all__ = ["Gathered", "Side", "Subspace", "find_subspaces", "gather_at"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand of a contraction over the axis."""
+
+    call: fx.Node
+    operand: fx.Node
+    dim: int
+    reads: bool  # it reads the axis (changes with the inverse basis) rather than lives on it
+    constant: bool  # a weight
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """A group whose basis may be changed: `sides` are the operands of the calls that sum over its axis, `weights` the
+    dimensions of weights on which it lies, each with whether it changes with the inverse basis."""
+
+    group: Group
+    sides: tuple[Side, ...]
+    weights: tuple[tuple[str, int, bool], ...]
+    constant_reader: bool  # the calls that sum over it add a constant: what is left out may keep its mean
+
+    @property
+    def estimated(self) -> bool:
+        """Whether what reads the axis is known from data alone."""
+        return any(s.reads and not s.constant for s in self.sides)
+
+
+@dataclass
+class Gathered:
+    """The statistics of one subspace: of what lives on the axis, and of what reads it."""
+
+    living: Moment | None = None
+    reading: Moment | None = None
+
+    def add(self, side: Side, found: Moment) -> None:
+        """Sums up."""
+        if side.reads:
+            self.reading = found if self.reading is None else self.reading + found
+        else:
+            self.living = found if self.living is None else self.living + found
+
+
+def find_subspaces(analysis: Analysis, groups: Sequence[Group]) -> tuple[list[Subspace], list[str]]:
+    """The groups among `groups` whose basis may be changed, and in words why others of general symmetry may not."""
+    places = orientations(analysis.axes)
+    constants = weight_like(analysis.program.graph)
+    found, refused = [], []
+    for group in groups:
+        if group.symmetry is Symmetry.GENERAL and group.prunable and group.size > 1:
+            try:
+                found.append(_subspace(analysis, group, places, frozenset(constants)))
+            except AnalysisError as error:
+                refused.append(f"{group.name}: {error.what}")
+    return found, refused
+
+
+def _subspace(
+    analysis: Analysis, group: Group, places: Orientations, constants: frozenset[fx.Node]
+) -> Subspace:
+    if group.caches:
+        raise AnalysisError("a cache of the user lies in its basis")
+    contractions = [c for c in analysis.axes.calls.values() if _sums_over(analysis, c, group.axis)]
+    operands = [(c, o, d) for c in contractions for o, d in _operands(analysis, c, group.axis)]
+    if not operands:
+        raise AnalysisError("nothing sums over it")
+    nodes = analysis.program.weight_nodes()
+    found = {key: places.place(*key, group.axis) for key in dict.fromkeys((o, d) for _, o, d in operands)}
+    on_weights = {
+        (name, dim): places.place(node, dim, group.axis)
+        for name, node in nodes.items()
+        for dim in holders(analysis.axes.dims(node), group.axis)
+    }
+    if len({root for root, _ in (*found.values(), *on_weights.values())}) != 1:
+        raise AnalysisError("its places do not hang together")
+    # A weight that is summed over reads the axis; of two activations the second one does.
+    reader = next(((o, d) for _, o, d in operands if o in constants), (operands[1][1], operands[1][2]))
+    flipped = found[reader][1]
+    sides = tuple(Side(c.node, o, d, found[o, d][1] == flipped, o in constants) for c, o, d in operands)
+    weights = tuple((name, dim, colour == flipped) for (name, dim), (_, colour) in on_weights.items())
+    if not all(s.reads for s in sides if s.constant):
+        raise AnalysisError("weights that sum over it stand on both sides")
+    return Subspace(group, sides, weights, all(_adds_constant(c) for c in contractions))
+
+
+def _sums_over(analysis: Analysis, call: CallAxes, axis: Axis) -> bool:
+    return any(
+        call.rule.kind(x) is Kind.REDUCE and axis in analysis.axes.terms.atoms(e) for x, e in call.letters.items()
+    )
+
+
+def _operands(analysis: Analysis, call: CallAxes, axis: Axis) -> Iterator[tuple[fx.Node, int]]:
+    """The two operands of a contraction that hold the axis, with its dimension."""
+    found = [(o, d) for o in dict.fromkeys(call.operands) for d in holders(analysis.axes.dims(o), axis)]
+    if len(found) != 2:
+        raise AnalysisError(f"{call.node.name} sums over {len(found)} operands that hold it, not two")
+    yield from found
+
+
+def _adds_constant(call: CallAxes) -> bool:
+    """Whether a call has an operand besides the two that it multiplies: a bias."""
+    return len(call.operands) > 2 and bool(call.rule.costs)
+
+
+def gather_at(
+    analysis: Analysis, subspace: Subspace, call: fx.Node, walk: CalibrationWalk, batches: Sequence[Sequence[Tensor]],
+    found: Gathered,
+) -> int:  # fmt: skip
+    """Adds the statistics of the sides at one call, before which the walk stands; returns how many sides there are."""
+    group, sides = subspace.group, [s for s in subspace.sides if s.call is call]
+    for side in sides:
+        dims = analysis.axes.dims(side.operand)
+        for index, value in enumerate(walk.values(side.operand)):
+            if side.constant and index:
+                break  # the same for every batch
+            symbols = bind_symbols(analysis.program, batches[index])
+            found.add(side, moment(value, dims, group.axis, group.batch, side.dim, symbols))
+    return len(sides)

@@ -1,0 +1,172 @@
+"""The survey: one walk of the original over the calibration data that says what every group costs at every size.
+
+An axis on which any basis will do costs the eigenvalues that its best basis leaves out; positions that are selected
+cost what second-order elimination leaves of their consumers' outputs. Both are squared errors of the calls that read
+the axis; a probe of each group on the model's own output makes them comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.select import Kept, Selection
+from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
+from fxslim.passes.basis import Basis, optimal_basis
+from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.divergence import divergence
+from fxslim.passes.importance import position_scores, problem, top
+from fxslim.passes.second_order import eliminate
+from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.subspaces import Gathered, Subspace, gather_at
+
+__all__ = ["Curve", "Survey", "probe", "survey"]
+
+RIDGE = 1e-6  # of a Gram matrix that is known from data alone
+_PROBED = 0.02  # a subspace is probed where it loses about this share of its energy
+
+
+@dataclass
+class Curve:
+    """What a group costs: `losses: [size + 1]`, the squared error when it keeps 0, 1, ..., size positions (infinite
+    where nothing is known), and a state in which its effect on the model's output can be probed."""
+
+    losses: Tensor
+    probed: int  # positions that the probe keeps
+    mask: Tensor  # [*batch, size]
+    weights: dict[str, Tensor] = field(default_factory=dict)  # refitted for the probe, by name
+    effect: float | None = None  # divergence of the model's output at the probe
+
+    def scaled(self) -> Tensor:
+        """The losses in units of the output's divergence: [size + 1]."""
+        if self.effect is None:
+            return self.losses
+        at = float(self.losses[self.probed])
+        return self.losses * (self.effect / at) if at > 0 else torch.zeros_like(self.losses)
+
+
+@dataclass
+class Survey:
+    """The curves and, for subspaces, the bases, by group name."""
+
+    curves: dict[str, Curve]
+    bases: dict[str, Basis]
+    notes: list[str]
+
+
+def survey(
+    analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]]
+) -> Survey:
+    """The curves of all groups, from one walk; groups that are no subspaces need consumers with weights."""
+    own = {s.group.name for s in subspaces}
+    collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces)
+    walk = CalibrationWalk(Evaluator(analysis.program), batches)
+    for node in analysis.program.graph.nodes:
+        collector.visit(node, walk, batches)
+    return Survey(collector.curves, collector.bases, collector.notes)
+
+
+class _Collector:
+    """Gathers statistics call by call, and turns those of a group into its curve as soon as they are complete, so that
+    few moments are held at a time."""
+
+    def __init__(self, analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace]) -> None:
+        self.analysis, self.subspaces = analysis, subspaces
+        self.curves: dict[str, Curve] = {}
+        self.bases: dict[str, Basis] = {}
+        self.notes: list[str] = []
+        self._gathered = {s.group.name: Gathered() for s in subspaces}
+        self._sides = {s.group.name: len(s.sides) for s in subspaces}
+        consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
+        self._groups = {g.name: g for g in groups}
+        self._wanted = {g.name: [consumers[n] for n in g.consumers if n in consumers] for g in groups}
+        self._moments: dict[fx.Node, SecondMoment] = {}
+        self._waiting = {name: {c.node for c in own} for name, own in self._wanted.items() if own}
+        self.notes += [f"{name} stays whole: no weight sums over it" for name, own in self._wanted.items() if not own]
+
+    def visit(self, node: fx.Node, walk: CalibrationWalk, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Takes what the call `node` shows."""
+        for subspace in self.subspaces:
+            if any(s.call is node for s in subspace.sides):
+                walk.advance_to(node)
+                done = gather_at(self.analysis, subspace, node, walk, batches, self._gathered[subspace.group.name])
+                self._sides[subspace.group.name] -= done
+                if not self._sides[subspace.group.name]:
+                    self._subspace(subspace)
+        names = [name for name, nodes in self._waiting.items() if node in nodes]
+        if names:
+            walk.advance_to(node)
+            consumer = next(c for c in self._wanted[names[0]] if c.node is node)
+            self._moments[node] = walk.moment(consumer)
+            for name in names:
+                self._waiting[name].discard(node)
+                if not self._waiting[name]:
+                    self._selection(self._groups[name])
+            needed = {c.node for name, left in self._waiting.items() if left for c in self._wanted[name]}
+            self._moments = {n: m for n, m in self._moments.items() if n in needed}
+
+    def _subspace(self, subspace: Subspace) -> None:
+        group, found = subspace.group, self._gathered.pop(subspace.group.name)
+        assert found.living is not None and found.reading is not None
+        second = found.living.centred() if subspace.constant_reader else found.living.second
+        basis = optimal_basis(second, found.reading.second, RIDGE if subspace.estimated else 0.0)
+        losses = basis.losses()
+        close = (losses[1:-1] - _PROBED * losses[0]).abs()
+        count = int(close.argmin()) + 1
+        self.bases[group.name] = basis
+        self.curves[group.name] = Curve(losses, count, leading(group, count))
+
+    def _selection(self, group: Group) -> None:
+        own = [(c, self._moments[c.node]) for c in self._wanted[group.name]]
+        half = max(1, group.size // 2)
+        if self._spread([c for c, _ in own]):
+            scores = position_scores(self.analysis, "obs", own, group)
+            ascending = scores.sort(dim=-1).values.reshape(-1, group.size).sum(0).cumsum(0).flip(0)
+            losses = torch.cat([ascending, ascending.new_zeros(1)])
+            self.curves[group.name] = Curve(losses, half, top(scores, half))
+            return
+        problems = [problem(self.analysis, c, m, group) for c, m in own]
+        at_half = eliminate(problems, group.shape, half)
+        weights = self._refitted([c for c, _ in own], at_half.weights)
+        rest = eliminate(problems, group.shape, 1, start=at_half)
+        self.curves[group.name] = Curve(rest.losses, half, at_half.mask, weights)
+
+    def _refitted(self, consumers: Sequence[Consumer], matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+        weights = {}
+        for consumer, matrix in zip(consumers, matrices, strict=True):
+            old = self.analysis.program.weights[consumer.weight]
+            if consumer.bias is not None:
+                bias = self.analysis.program.weights[consumer.bias]
+                weights[consumer.bias] = matrix[..., -1].reshape(bias.shape).to(bias.dtype)
+                matrix = matrix[..., :-1]
+            weights[consumer.weight] = consumer.from_matrix(matrix, old)
+        return weights
+
+    def _spread(self, own: Sequence[Consumer]) -> bool:
+        order = {node: i for i, node in enumerate(self.analysis.program.graph.nodes)}
+        return any(order[c.source] >= order[own[0].node] for c in own)
+
+
+def leading(group: Group, count: int) -> Tensor:
+    """The first `count` positions of every row: [*batch, size] bool."""
+    return (torch.arange(group.size) < count).expand(group.shape).clone()
+
+
+def probe(analysis: Analysis, curves: Mapping[str, Curve], inputs: Sequence[Tensor]) -> None:
+    """Sets the effect of every curve: the divergence of the model's output on `inputs` when the group alone is cut.
+
+    `analysis` is that of the program whose bases have been changed.
+    """
+    names = analysis.program.output_names
+    original = Evaluator(analysis.program).run(inputs)
+    for name, curve in curves.items():
+        group = analysis.group(name)
+        evaluator = MaskedEvaluator(analysis.axes, Selection({group.axis: Kept(group.batch, curve.mask)}))
+        for weight, value in curve.weights.items():
+            evaluator.set_weight(weight, value)
+        curve.effect = divergence(names, original, evaluator.run(inputs))
+        curve.weights.clear()

@@ -150,22 +150,32 @@ def test_a_cut_pair_is_the_product_of_what_remains(name: str) -> None:
     torch.testing.assert_close(slim.module()(x), wanted, atol=CLOSE, rtol=CLOSE)
 
 
-def test_several_weights_their_flags_and_where_they_come_from(analyse: Analyse) -> None:
-    model = Pair().double()
-    model.up.weight.requires_grad_(False)
-    before = analyse(model, torch.randn(6, 4, dtype=torch.float64), dynamic=ROWS)
+def test_several_weights_and_where_they_come_from(analyse: Analyse) -> None:
+    before = analyse(Pair().double(), torch.randn(6, 4, dtype=torch.float64), dynamic=ROWS)
     after = prepare(before, ["factorise{weights=down.weight+up.weight}"])
     info = after.program.info
-    assert [info[f"{n}.weight_{part}"].trainable for n in ("up", "down") for part in ("in", "out")] == [
-        before.program.info["up.weight"].trainable, before.program.info["up.weight"].trainable, True, True,
-    ]  # fmt: skip
-    assert all(w.dtype is torch.float64 and w.persistent for w in info.values())
+    assert all(w.dtype is torch.float64 and w.persistent and w.trainable for w in info.values())
     lines = {model_line(n) for n in before.program.graph.nodes if n.op == "call_function"}
     made = [n for n in after.program.graph.nodes if n.op == "call_function" and n.meta.get("from_pass") == "factorise"]
     assert len(made) == 4 and {model_line(n) for n in made} <= lines - {None}
     assert {g.name: g.kind for g in after.prunable} == {
         "up.weight_in[0]": "rank", "up.weight_out[0]": "neurons", "down.weight_in[0]": "rank",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_buffer_becomes_two_buffers(persistent: bool, analyse: Analyse) -> None:
+    class Buffered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(3, 2), persistent=persistent)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight)
+
+    info = prepare(analyse(Buffered(), torch.randn(4, 2)), STEP).program.info
+    flags = {(w.name, w.trainable, w.persistent) for w in info.values()}
+    assert flags == {("weight_in", False, persistent), ("weight_out", False, persistent)}
 
 
 def test_names_that_are_taken_are_numbered(analyse: Analyse) -> None:

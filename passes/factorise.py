@@ -93,7 +93,7 @@ class _Candidates:
             return f"it is used in {len(node.users)} places: {', '.join(u.name for u in node.users)}"
         (reader,) = node.users
         if reader.target not in CALLS:
-            return "what reads it is no linear call, mm, addmm, matmul or convolution: it is computed with, or batched"
+            return f"{reader.target} reads it, which is no linear call, mm, addmm, matmul or convolution"
         found = consumer_of(self.axes, reader, self.roots)
         if isinstance(found, str) and found:
             return found

@@ -72,10 +72,12 @@ def prepare(program: Program | Analysis, passes: Sequence[str] = ALWAYS) -> Prog
     """The program after passes that preserve its numerics and open it to more cuts.
 
     `fold-constants` computes once what depends on weights alone (weight normalisation); `split-fused` splits
-    projections that compute q, k and v in one product, so that V alone can be cut.
+    projections that compute q, k and v in one product, so that V alone can be cut;
+    `factorise{weights=a.weight+b.weight}` makes each weight [n, k] a pair [r, k], [n, r] with r = min(n, k), whose
+    inner axis (kind `rank`) can be cut. A plan for the result repeats them.
 
     Raises:
-        InputError: there is no such pass.
+        InputError: there is no such pass, its text is malformed, or a weight cannot be factorised.
     """
     return _prepare(_analysis(program), passes).program
 

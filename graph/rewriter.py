@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -61,6 +61,19 @@ class Rewriter:
             node = self.program.graph.get_attr(name)
         node.meta = {"val": value, "from_pass": self.pass_name}
         self.edits["weight"] += 1
+        return node
+
+    def add_call(self, target: Callable[..., Any], args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        """A new call before `like`, which stands for the same line of the model; its value is derived.
+
+        Raises:
+            VerifyError: the operator refuses its operands.
+        """
+        with self.program.graph.inserting_before(like):
+            node = self.program.graph.call_function(target, args)
+        node.meta = {**like.meta, "from_pass": self.pass_name}
+        with fake_mode(self.program):
+            node.meta["val"] = evaluate_fake(node)
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:

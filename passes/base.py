@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.program import Program
+from fxslim.passes.spec import printed, spec_name
 
 __all__ = ["Pass", "PassResult"]
 
@@ -57,9 +58,9 @@ class Pass(ABC):
         return result
 
     def spec(self) -> str:
-        """The pass as text: `name{option=value}` for options that print shortly."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        short = [f"{name}={value}" for name, value in values.items() if isinstance(value, int | float | str)]
+        """The pass as text: `name{option=value}` for options that print shortly. See `fxslim.passes.spec`."""
+        values = {f.name: printed(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        short = [f"{name}={value}" for name, value in values.items() if value is not None]
         return self.name + (f"{{{','.join(short)}}}" if short else "")
 
 
@@ -69,5 +70,5 @@ def _dump(program: Program) -> None:
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         number = len(program.history)
-        file = path / f"{number:02}_after_{program.history[-1].partition('{')[0]}.txt"
+        file = path / f"{number:02}_after_{spec_name(program.history[-1])}.txt"
         file.write_text(str(program.graph) + "\n", encoding="utf-8")

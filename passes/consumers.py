@@ -17,7 +17,7 @@ from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Expr, expr_size
 from fxslim.graph.axes.weights import weight_like
 
-__all__ = ["Consumer", "find_consumers"]
+__all__ = ["CALLS", "Consumer", "consumer_of", "find_consumers"]
 
 aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -25,6 +25,8 @@ _CONVOLUTIONS = {
     aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3,
 }  # fmt: skip
 _TRANSPOSED = (aten.addmm.default, aten.mm.default, aten.matmul.default)  # the weight is stored [k, n]
+CALLS = frozenset({*_CONVOLUTIONS, *_TRANSPOSED, aten.linear.default})
+"""Operators whose calls can be consumers."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def find_consumers(axes: Axes, selection: Selection | None = None) -> tuple[list
     for node, call in axes.calls.items():
         if not call.rule.costs or not any(call.rule.kind(x).value == "reduce" for x in call.letters):
             continue
-        consumer = _consumer(axes, node, weights)
+        consumer = consumer_of(axes, node, weights)
         if selection is not None and not _loses(axes, node, selection):
             continue
         if isinstance(consumer, Consumer):
@@ -143,8 +145,11 @@ def _loses(axes: Axes, node: fx.Node, selection: Selection) -> bool:
     )
 
 
-def _consumer(axes: Axes, node: fx.Node, weights: Container[fx.Node]) -> Consumer | str:
-    """The consumer that a call is; in words why it is none; nothing where two activations meet."""
+def consumer_of(axes: Axes, node: fx.Node, weights: Container[fx.Node]) -> Consumer | str:
+    """The consumer that a call is; in words why it is none; nothing where two activations meet.
+
+    `weights` are the nodes that depend on weights alone (`weight_like`).
+    """
     call = Call(node)
     names = list(call.arguments)
     if node.target in _CONVOLUTIONS or node.target is aten.linear.default:

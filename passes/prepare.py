@@ -5,34 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxslim.graph.axes.groups import Analysis, analyze
-from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.passes.base import Pass
+from fxslim.passes.factorise import Factorise
 from fxslim.passes.fold import FoldConstants
+from fxslim.passes.spec import parse_pass, spec_name
 from fxslim.passes.split import SplitFused
 
 __all__ = ["ALWAYS", "PREPARATIONS", "SPLIT", "preparations_of", "prepare"]
 
-PREPARATIONS: dict[str, type[Pass]] = {FoldConstants.name: FoldConstants, SplitFused.name: SplitFused}
+PREPARATIONS: dict[str, type[Pass]] = {kind.name: kind for kind in (FoldConstants, SplitFused, Factorise)}
 ALWAYS, SPLIT = (FoldConstants.name,), SplitFused.name
 
 
 def prepare(program: Program | Analysis, names: Sequence[str] = ALWAYS) -> Analysis:
     """The analysis of the prepared program; of the program itself where the passes change nothing.
 
+    `names` are passes as text, options included: `factorise{weights=a.weight+b.weight}`. One with options that the
+    program has gone through already is not repeated: the weights that it names are gone.
+
     Raises:
-        InputError: there is no such preparation.
+        InputError: there is no such preparation, its text is malformed, or it cannot be applied to this program.
     """
     analysis = program if isinstance(program, Analysis) else analyze(program)
-    for name in names:
-        if name not in PREPARATIONS:
-            raise InputError(f"there is no preparation {name!r}", remedy=f"there are {', '.join(PREPARATIONS)}")
-        result = PREPARATIONS[name]()(analysis)
+    done = {text for text in analysis.program.history if text != spec_name(text)}
+    steps = [parse_pass(name, PREPARATIONS) for name in names]
+    for step in steps:
+        if step.spec() in done:
+            continue
+        result = step(analysis)
         if result.modified:
             analysis = analyze(result.program)
     return analysis
 
 
 def preparations_of(program: Program) -> tuple[str, ...]:
-    """The preparations that a program went through, in order: those that a plan for it has to repeat."""
-    return tuple(name for name in program.history if name in PREPARATIONS)
+    """The preparations that a program went through, in order and with their options: those that a plan for it has to
+    repeat."""
+    return tuple(text for text in program.history if spec_name(text) in PREPARATIONS)

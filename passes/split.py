@@ -21,7 +21,7 @@ from fxslim.graph.axes.notation import Kind
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis, Expr
 from fxslim.graph.program import Program
-from fxslim.graph.rewriter import Rewriter, evaluate_fake, fake_mode
+from fxslim.graph.rewriter import Rewriter
 from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.same import verify_same_function
 
@@ -163,10 +163,4 @@ def _rewire(rewriter: Rewriter, axes: Axes, reader: fx.Node, parts: list[dict[fx
 
 def _only(rewriter: Rewriter, source: fx.Node, dim: int, before: fx.Node) -> fx.Node:
     """`source` without its dimension `dim` of size 1."""
-    graph = rewriter.program.graph
-    with graph.inserting_before(before):
-        node = graph.call_function(aten.squeeze.dims, (source, [dim]))
-    node.meta = {**before.meta, "from_pass": rewriter.pass_name}
-    with fake_mode(rewriter.program):
-        node.meta["val"] = evaluate_fake(node)
-    return node
+    return rewriter.add_call(aten.squeeze.dims, (source, [dim]), like=before)

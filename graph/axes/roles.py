@@ -57,6 +57,8 @@ class Role(Enum):
         roles = [s.role for s in sites]
         if uses == {Role.WINDOW}:
             return "kernel window"
+        if symmetry is Symmetry.GENERAL and uses <= {Role.CHANNELS} and sorted(roles) == ["consumes", "produces"]:
+            return "rank"  # two weights and nothing else: their product is one weight of that rank
         if Role.RECURRENT in uses:
             return "recurrent units"
         if Role.CHANNELS in uses and Role.NORMALISED not in uses:

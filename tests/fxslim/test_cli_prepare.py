@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from fxslim.graph.serialize import load
+from fxslim.opening import open_model, prepared
 from fxslim.passes.plan import Plan
+from fxslim.passes.planner import make_plan
+from tests.fxslim.factories import CLASSIFIER
 from tests.fxslim.test_cli import FAST, refused, run
 
 FUSED = "tests.fxslim.factories:fused"
@@ -70,3 +73,38 @@ def test_a_plan_with_an_unknown_preparation_is_refused(plan_file: Path, tmp_path
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps(data))
     refused(run("prove", FUSED, changed), "there is no preparation 'melt'", "fold-constants")
+
+
+def test_a_plan_for_a_factorised_model_is_applied_to_the_model_as_it_came(tmp_path: Path) -> None:
+    steps = ("fold-constants", "factorise{weights=first.weight+second.weight}")
+    analysis = prepared(open_model(CLASSIFIER).program, steps)
+    path = tmp_path / "plan.json"
+    path.write_text(make_plan(analysis, width=0.5, groups=["rank"]).to_json())
+    assert json.loads(path.read_text())["prepare"] == [steps[1]]  # folding changed nothing
+    result = run("apply", CLASSIFIER, path, "-o", tmp_path / "slim")
+    assert result.exit_code == 0, result.output
+    program = load(tmp_path / "slim")
+    shapes = {name: w.shape for name, w in program.info.items() if name.startswith(("first.weight", "second.weight"))}
+    assert shapes == {
+        "first.weight_in": (4, 8), "first.weight_out": (32, 4),
+        "second.weight_in": (16, 32), "second.weight_out": (32, 16),
+    }  # fmt: skip
+    more = tmp_path / "more.json"  # a plan for the slim program names what it went through: that is not done twice
+    assert run("plan", tmp_path / "slim", "--width", "0.5", "-o", more).exit_code == 0
+    assert Plan.load(more).prepare == (steps[1],)
+    assert run("prove", tmp_path / "slim", more).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("factorise", "factorise needs weights"),
+        ("factorise{weights=first.weight", "malformed"),
+        ("factorise{weights=third.weight}", "these can be: first.weight, second.weight, head.weight"),
+    ],
+)
+def test_a_plan_with_a_malformed_preparation_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    plan = make_plan(prepared(open_model(CLASSIFIER).program), width=0.5)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**json.loads(plan.to_json()), "prepare": [text]}))
+    refused(run("prove", CLASSIFIER, path), why)

@@ -114,3 +114,16 @@ def test_adding_a_weight_twice_is_refused() -> None:
     assert node.meta["val"].shape == (2,)
     assert rewriter.modified
     assert "extra" not in program.info
+
+
+def test_an_added_call_stands_where_the_one_that_it_is_like_stood() -> None:
+    program = capture(nn.Linear(3, 2), (torch.randn(5, 3),), dynamic_shapes=({0: "rows"},))
+    rewriter = Rewriter(program, "test")
+    (linear,) = rewriter.program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+    node = rewriter.add_call(torch.ops.aten.relu.default, (linear.args[0],), like=linear)
+    assert node.meta["val"].shape == linear.args[0].meta["val"].shape
+    assert node.next is linear
+    assert (node.stack_trace, node.meta["from_pass"]) == (linear.stack_trace, "test")
+    assert "from_pass" not in linear.meta
+    with pytest.raises(VerifyError, match="does not run"):
+        rewriter.add_call(torch.ops.aten.mm.default, (linear, linear), like=linear)

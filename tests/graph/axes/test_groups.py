@@ -346,3 +346,33 @@ def test_experts_lose_neurons_and_the_router_stays() -> None:
     assert "names positions" in str(analysis.group("router.weight[0]").fixed)
     roles = {str(s): s.role for s in analysis.group("up[1]").sites}
     assert roles == {"up[1]": "produces", "down[2]": "consumes"}
+
+
+class Convolutions(nn.Module):
+    """Two convolutions and what lies between them."""
+
+    def __init__(self, between: nn.Module, bias: bool) -> None:
+        super().__init__()
+        self.between = between
+        self.a, self.b = nn.Conv2d(3, 4, 3, bias=bias), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.between(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("between", "bias", "kind"),
+    [
+        (nn.Identity(), False, "rank"),
+        (nn.AvgPool2d(2), False, "rank"),  # each channel by itself, and linear: any basis of the channels will do
+        (nn.Identity(), True, "channels"),
+        (nn.ReLU(), False, "channels"),
+        (nn.BatchNorm2d(4), False, "channels"),
+        (nn.Conv2d(4, 4, 1, groups=4, bias=False), False, "channels"),
+    ],
+)
+def test_two_convolutions_with_nothing_of_their_own_between_have_a_rank(
+    between: nn.Module, bias: bool, kind: str
+) -> None:
+    analysis = analyze(capture(Convolutions(between, bias).eval(), (torch.randn(2, 3, 8, 8),)))
+    assert [(g.kind, g.size) for g in analysis.prunable] == [(kind, 4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -14,6 +14,8 @@ from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
+from fxslim.passes.bases import in_bases
+from fxslim.passes.methods import Restore
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import PlanOptions, plan_and_restore
 from fxslim.passes.planner import make_plan as _make_plan
@@ -41,15 +43,15 @@ __all__ = [
 Calibration = Iterable[Sequence[Tensor]]
 """Batches of flat inputs, in the order of `program.input_names` (a `fxslim.data.Batches` is one)."""
 
-Restore = Literal["least-squares", "none"]
-
 
 @dataclass(frozen=True)
 class Applied:
-    """A slim program and how its weights were restored (None where they were only sliced)."""
+    """A slim program, how its weights were restored (None where they were only sliced), and the analysis of the program
+    that the plan was applied to: subspaces are in their bases there."""
 
     program: Program
     restoration: Restoration | None
+    analysis: Analysis
 
 
 def make_plan(
@@ -112,11 +114,13 @@ def apply_plan(
         raise InputError(f"unknown restoration {restore!r}", remedy="choose least-squares or none")
     wanted = restore == "least-squares" or (restore is None and batches is not None)
     if not wanted:
-        return Applied(Prune(plan)(analysis).program, None)
+        analysis = in_bases(analysis, plan, batches)
+        return Applied(Prune(plan)(analysis).program, None, analysis)
     if batches is None:
         raise InputError("restoration needs calibration data", remedy="give `calibration=`, or restore='none'")
+    analysis = in_bases(analysis, plan, batches)
     restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress)
-    return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration)
+    return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration, analysis)
 
 
 def compress(
@@ -134,10 +138,11 @@ def compress(
         InputError, PlanError, VerifyError: as `make_plan` and `apply` do.
     """
     analysis, batches = _analysis(program), _listed(calibration)
-    plan, restoration = plan_and_restore(analysis, keep, calibration=batches, **options)
-    if restoration is not None and restore in (None, "least-squares"):
-        return plan, Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration)
-    return plan, apply_plan(analysis, plan, restore, batches, options.get("progress"))
+    made = plan_and_restore(analysis, keep, calibration=batches, **options)
+    if made.restoration is not None and restore in (None, "least-squares"):
+        program = Prune(made.plan, restored=made.restoration.weights)(made.analysis).program
+        return made.plan, Applied(program, made.restoration, made.analysis)
+    return made.plan, apply_plan(made.analysis, made.plan, restore, batches, options.get("progress"))
 
 
 def prove(
@@ -145,14 +150,17 @@ def prove(
     plan: Plan,
     inputs: Iterable[Sequence[Tensor]] | None = None,
     tolerance: float = TOLERANCE,
+    calibration: Calibration | None = None,
 ) -> Proof:
     """The comparison of the masked original with the slim program in float64, before any restoration.
+
+    A plan that keeps subspaces needs the `calibration` data that their bases come from, unless the program is in them.
 
     Raises:
         CheckError: an output is not finite, so that nothing can be compared.
         PlanError: the plan was made for another program.
     """
-    return _prove(_analysis(program), plan, _listed(inputs), tolerance)
+    return _prove(in_bases(_analysis(program), plan, _listed(calibration)), plan, _listed(inputs), tolerance)
 
 
 def _analysis(program: Program | Analysis) -> Analysis:

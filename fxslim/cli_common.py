@@ -41,9 +41,23 @@ Width = Annotated[
 ]
 Of = Annotated[Literal["params", "macs"], typer.Option(help="What --keep is a share of.")]
 ImportanceName = Annotated[
-    Literal["fasp", "magnitude", "random"] | None,
+    Literal["fasp", "obs", "flap", "activation", "magnitude", "random"] | None,
+    typer.Option(help="How positions are chosen, instead of what the method says.", show_default=False),
+]
+MethodName = Annotated[
+    Literal["best", "fasp", "wanda-sp", "flap", "osscar", "transact", "modegpt", "magnitude"] | None,
     typer.Option(
-        help="How positions are chosen. Default: fasp with calibration data, else magnitude.", show_default=False
+        "--method",
+        help="What is chosen, cut and restored, by name. Default: best with calibration data, else magnitude.",
+        show_default=False,
+    ),
+]
+BudgetName = Annotated[
+    Literal["uniform", "global"] | None,
+    typer.Option(
+        "--budget",
+        help="How the budget is divided, instead of what the method says: one ratio, or by measured effect.",
+        show_default=False,
     ),
 ]
 Calibration = Annotated[

@@ -48,7 +48,9 @@ def plan(
     keep: c.Keep = None,
     width: c.Width = None,
     of: c.Of = "params",
+    method: c.MethodName = None,
     importance: c.ImportanceName = None,
+    budget: c.BudgetName = None,
     calibration: c.Calibration = None,
     groups: c.Groups = None,
     keep_fixed: c.KeepFixed = None,
@@ -67,7 +69,8 @@ def plan(
     """Decide what remains of each group, and write it as a plan."""
     from fxslim.api import make_plan
     from fxslim.outputs import write_text_atomic
-    from fxslim.pipeline import SlimOptions, calibration_of, default_importance
+    from fxslim.passes.methods import settings
+    from fxslim.pipeline import SlimOptions, calibration_of
 
     SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
     with c.watching(quiet) as shown:
@@ -77,10 +80,11 @@ def plan(
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
         shown.step("plan")
+        chosen = settings(method, importance=importance, budget=budget, data=data is not None, width=width is not None)
         made = make_plan(
-            analysis, keep, width=width, of=of, importance=importance or default_importance(data), calibration=data,
-            round_to=round_to, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed,
-            progress=shown.progress,
+            analysis, keep, width=width, of=of, importance=chosen.importance, subspace=chosen.subspace,
+            budget=chosen.budget, calibration=data, round_to=round_to, groups=c.split(groups),
+            keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, progress=shown.progress,
         )  # fmt: skip
     if out is not None:
         write_text_atomic(out, made.to_json())
@@ -164,6 +168,10 @@ def _restored(restoration: Restoration | None) -> str:
 def prove(
     model: c.Model,
     plan: PlanFile,
+    calibration: c.Calibration = None,
+    samples: c.Samples = None,
+    window: c.Window = None,
+    seed: c.Seed = 0,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -173,15 +181,19 @@ def prove(
     """Prove a plan: the slim program equals the original with the removed units masked."""
     from fxslim.api import prove as run
     from fxslim.passes.plan import Plan
+    from fxslim.pipeline import calibration_of
     from fxslim.report import proof_facts
 
     chosen = Plan.load(plan)
     with c.watching(quiet) as shown:
-        _, analysis = c.opened(
+        source, analysis = c.opened(
             shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
         )
+        data = None
+        if chosen.subspaces:  # their bases come from the data that the plan was made with
+            data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
         shown.step("prove")
-        proof = run(analysis, chosen)
+        proof = run(analysis, chosen, calibration=data)
     facts = proof_facts(proof)
     if json:
         c.print_json({"format": 1, **facts})

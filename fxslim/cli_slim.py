@@ -36,7 +36,9 @@ def slim(
     keep: c.Keep = None,
     width: c.Width = None,
     of: c.Of = "params",
+    method: c.MethodName = None,
     importance: c.ImportanceName = None,
+    budget: c.BudgetName = None,
     calibration: c.Calibration = None,
     evaluation: Annotated[str | None, typer.Option(help="Data to measure the quality on, before and after.")] = None,
     restore: c.RestoreName = None,
@@ -66,7 +68,8 @@ def slim(
     from fxslim.report_text import headline
 
     options = SlimOptions(
-        model=model, keep=keep, width=width, of=of, importance=importance, calibration=calibration,
+        model=model, keep=keep, width=width, of=of, method=method, importance=importance, budget=budget,
+        calibration=calibration,
         evaluation=evaluation,
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, seed=seed, opset=opset, provider=provider, threads=threads,

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from fxslim.api import Applied, Restore, apply_plan, compress, prove
+from fxslim.api import Applied, apply_plan, compress, prove
 from fxslim.data import Batches, load_batches
 from fxslim.evaluate import Score, evaluate
 from fxslim.export import (
@@ -34,7 +34,9 @@ from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
+from fxslim.passes.budget import Budget
 from fxslim.passes.importance import Importance
+from fxslim.passes.methods import Restore, settings
 from fxslim.passes.plan import Plan
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
@@ -45,7 +47,6 @@ __all__ = [
     "Unwatched",
     "Watcher",
     "calibration_of",
-    "default_importance",
     "read_data",
     "require_provider",
     "slim",
@@ -82,7 +83,9 @@ class SlimOptions:
     keep: float | None = None
     width: float | None = None
     of: Literal["params", "macs"] = "params"
+    method: str | None = None
     importance: Importance | None = None
+    budget: Budget | None = None
     calibration: str | None = None
     evaluation: str | None = None
     restore: Restore | None = None
@@ -117,7 +120,7 @@ class SlimOptions:
                 else "nothing says how much remains"
             )
             raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
-        made = ("importance", "groups", "keep_fixed", "inexact", "round_to", "of", "split_fused")
+        made = ("method", "importance", "budget", "groups", "keep_fixed", "inexact", "round_to", "of", "split_fused")
         default = {f.name: f.default for f in fields(self)}
         if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
             names = ", ".join("--" + n.replace("_", "-") for n in idle)
@@ -209,11 +212,11 @@ def _work(
     with run.step("plan"):
         plan, applied = _plan(options, analysis, calibration, run)
         plan.selection(analysis)  # refuses a plan of another model before anything costs time
-    with run.step("prove"):
-        proof = prove(analysis, plan)
     with run.step("apply"):
         if applied is None:
             applied = apply_plan(analysis, plan, options.restore, calibration, run.watcher.progress)
+    with run.step("prove"):
+        proof = prove(applied.analysis, plan)
     with run.step("evaluate"):
         scores = None if evaluation is None else _scores(original, applied.program, evaluation, source)
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
@@ -280,20 +283,19 @@ def _refuse_unscorable(source: Source, evaluation: Batches | None) -> None:
         )
 
 
-def default_importance(calibration: Batches | None) -> Importance:
-    """Column scores where there is calibration data to take them from, magnitudes where there is none."""
-    return "magnitude" if calibration is None else "fasp"
-
-
 def _plan(
     options: SlimOptions, analysis: Analysis, calibration: Batches | None, run: _Run
 ) -> tuple[Plan, Applied | None]:
     """A plan; one that is made here brings what it makes of the program along."""
     if options.plan is not None:
         return Plan.load(options.plan), None
+    chosen = settings(
+        options.method, importance=options.importance, budget=options.budget, restore=options.restore,
+        data=calibration is not None, width=options.width is not None,
+    )  # fmt: skip
     return compress(
-        analysis, options.keep, width=options.width, of=options.of, restore=options.restore,
-        importance=options.importance or default_importance(calibration), calibration=calibration,
+        analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore,
+        importance=chosen.importance, subspace=chosen.subspace, budget=chosen.budget, calibration=calibration,
         round_to=options.round_to, groups=options.groups, keep_fixed=options.keep_fixed, inexact=options.inexact,
         seed=options.seed, progress=run.watcher.progress,
     )  # fmt: skip

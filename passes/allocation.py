@@ -1,7 +1,7 @@
 """Allocation: one global division of a budget over all groups, from what each costs at each size.
 
-Every group offers its sizes with their losses; the least total loss within the budget is a knapsack. On the lower convex
-hulls of the curves the greedy order (least loss for each unit saved) is optimal up to the last step (Fox 1966).
+Every group offers its sizes with their losses; the least total loss within the budget is a knapsack. On the lower
+convex hulls of the curves the greedy order (least loss for each unit saved) is optimal up to the last step (Fox 1966).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def allocate(
     for index, group in enumerate(groups):
         _offer(queue, index, group, 0, hulls, curves, counts, costs, of, now)
     while now > keep * total and queue:
-        price, index, step = heapq.heappop(queue)
+        _, index, step = heapq.heappop(queue)
         group = groups[index]
         again = _price(group, hulls[group.name], step, curves[group.name], counts, costs, of, now)
         if queue and again > queue[0][0] * (1 + 1e-9):  # others were cut since: it saves less than it did

@@ -1,18 +1,22 @@
-"""Budget: how many positions each group keeps, so that the whole meets a target. One ratio for all groups, for now."""
+"""Budget: how many positions each group keeps, so that the whole meets a target, at one ratio for all groups
+(`allocation` divides it by what each costs)."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
 
-__all__ = ["TOLERANCE", "choose_groups", "counts_for_keep", "counts_for_width", "step_of"]
+__all__ = ["BUDGETS", "TOLERANCE", "Budget", "choose_groups", "counts_for_keep", "counts_for_width", "step_of"]
 
+Budget = Literal["uniform", "global"]
+BUDGETS: tuple[Budget, ...] = ("uniform", "global")
 TOLERANCE = 0.01  # a target share is met within this
 _WHOLE_UNITS = ("heads", "key-value heads")  # units of their own: rounding to a multiple is for widths
 

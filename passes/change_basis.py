@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,9 +13,10 @@ from fxslim.graph.rewriter import Rewriter
 from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.basis import Basis
 from fxslim.passes.same import verify_same_function
+from fxslim.passes.spec import named_in, spec_name
 from fxslim.passes.subspaces import Subspace
 
-__all__ = ["ChangeBasis"]
+__all__ = ["ChangeBasis", "bases_of"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,14 @@ class ChangeBasis(Pass):
     """Rewrites the weights that make an axis and those that read it in new coordinates. The numerics are preserved."""
 
     name: ClassVar[str] = "change-basis"
-    groups: str  # names of the groups, joined with +
-    subspaces: tuple[Subspace, ...] = field(repr=False)
+    groups: tuple[str, ...]  # names, so that the history of the program tells
+    subspaces: tuple[Subspace, ...] = field(repr=False)  # of these groups
     bases: Mapping[str, Basis] = field(repr=False)  # by group name
+
+    @staticmethod
+    def of(subspaces: Sequence[Subspace], bases: Mapping[str, Basis]) -> ChangeBasis:
+        """The pass for these subspaces."""
+        return ChangeBasis(tuple(s.group.name for s in subspaces), tuple(subspaces), bases)
 
     def apply(self, analysis: Analysis) -> PassResult:
         """The same graph with other weights."""
@@ -47,3 +53,9 @@ class ChangeBasis(Pass):
     def ensures(self, result: Program, original: Program) -> None:
         """The result is well formed, keeps its interface and computes the same."""
         verify_same_function(result, original)
+
+
+def bases_of(program: Program) -> frozenset[str]:
+    """The groups of a program that have been given the basis in which cutting costs least."""
+    specs = (text for text in program.history if spec_name(text) == ChangeBasis.name)
+    return frozenset(name for text in specs for name in named_in(text))

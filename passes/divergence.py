@@ -32,5 +32,3 @@ def _relative(old: Tensor, new: Tensor) -> float:
     finite = a.isfinite()
     spread = (a[finite] - a[finite].mean()).square().sum().clamp(min=1e-30)
     return float((a - b)[finite].square().sum() / spread) if bool(finite.any()) else 0.0
-
-

@@ -141,7 +141,9 @@ def problem(analysis: Analysis, consumer: Consumer, moment: SecondMoment, group:
     if consumer.bias is None:
         return Problem(weight, moment.matrix[:, :-1, :-1], owner)
     bias = analysis.program.weights[consumer.bias].detach().double().reshape(*weight.shape[:2], 1)
-    return Problem(torch.cat([weight, bias], 2), moment.matrix, torch.cat([owner, torch.full_like(owner[:, :1], -1)], 1))
+    return Problem(
+        torch.cat([weight, bias], 2), moment.matrix, torch.cat([owner, torch.full_like(owner[:, :1], -1)], 1)
+    )
 
 
 def owners(consumer: Consumer, group: Group) -> Tensor:

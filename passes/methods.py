@@ -14,9 +14,9 @@ from typing import Literal
 
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
-from fxslim.passes.importance import Importance
+from fxslim.passes.importance import BY_DATA, Importance
 
-__all__ = ["METHODS", "Method", "method"]
+__all__ = ["METHODS", "Method", "Settings", "settings"]
 
 Restore = Literal["least-squares", "none"]
 
@@ -30,64 +30,90 @@ class Method:
     subspace: bool
     budget: Budget
     restore: Restore
-    kinds: tuple[str, ...] | None  # what it cuts, where the user does not say; None: whatever its importance can judge
     summary: str
     source: str
 
 
 _EVERY = [
     Method(
-        "best", "obs", True, "global", "least-squares", None,
+        "best", "obs", True, "global", "least-squares",
         "closed-form subspaces where any basis will do, second-order selection elsewhere, one budget over everything "
         "by measured effect on the output, joint refit",
         "this project's strongest measured combination",
     ),
     Method(
-        "fasp", "fasp", False, "uniform", "least-squares", None,
+        "fasp", "fasp", False, "uniform", "least-squares",
         "columns of the second matrix of each pair by |W|·||X||, one ratio, least-squares refit",
         "FASP (Huawei 2025, arXiv 2501.09412)",
     ),
     Method(
-        "wanda-sp", "fasp", False, "uniform", "none", None,
+        "wanda-sp", "fasp", False, "uniform", "none",
         "the same score without any restoration",
         "Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors",
     ),
     Method(
-        "flap", "flap", False, "uniform", "least-squares", None,
-        "fluctuation var(X_j)·||W_j||², what is lost on average goes into the bias (here: into the refit, of which that "
-        "is the first order)",
+        "flap", "flap", False, "uniform", "least-squares",
+        "fluctuation var(X_j)·||W_j||²; where the paper adds the mean of what is lost to the bias, the refit goes on",
         "FLAP (An 2024, arXiv 2312.11983)",
     ),
     Method(
-        "osscar", "obs", False, "uniform", "least-squares", None,
+        "osscar", "obs", False, "uniform", "least-squares",
         "second-order elimination with updates, one ratio, least-squares refit",
         "OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089)",
     ),
     Method(
-        "transact", "activation", False, "uniform", "none", None,
+        "transact", "activation", False, "uniform", "none",
         "the magnitude of the activations inside modules",
         "TransAct (Shen 2024, arXiv 2407.05690)",
     ),
     Method(
-        "modegpt", "obs", True, "uniform", "least-squares", None,
+        "modegpt", "obs", True, "uniform", "least-squares",
         "closed-form subspaces for values and for queries and keys, selection and refit for the rest, one ratio",
         "MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores",
     ),
     Method(
-        "magnitude", "magnitude", False, "uniform", "none", None,
+        "magnitude", "magnitude", False, "uniform", "none",
         "the norm of all weights of a position; needs no data", "Li 2017 (arXiv 1608.08710)",
     ),
 ]  # fmt: skip
 
+DEFAULT = "best"
 METHODS: Mapping[str, Method] = MappingProxyType({m.name: m for m in _EVERY})
 
 
-def method(name: str) -> Method:
-    """The method called `name`.
+@dataclass(frozen=True)
+class Settings:
+    """What a method, and what was asked for besides it, come to."""
+
+    importance: Importance
+    subspace: bool
+    budget: Budget
+    restore: Restore | None  # None: by least squares where there is data
+
+
+def settings(
+    name: str | None = None,
+    *,
+    importance: Importance | None = None,
+    budget: Budget | None = None,
+    restore: Restore | None = None,
+    data: bool,
+    width: bool = False,
+) -> Settings:
+    """The settings of the method `name`, with single ones replaced.
+
+    Without a name: `best` where there is calibration `data` and no importance is given, else that importance alone. A
+    global budget divides a share of the whole: with a `width` for every group there is nothing to divide.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such method, or it needs data that there is not.
     """
-    if name not in METHODS:
+    if name is not None and name not in METHODS:
         raise InputError(f"there is no method {name!r}", remedy=f"choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    if name is None and (importance is not None or not data):
+        return Settings(importance or "magnitude", False, budget or "uniform", restore)
+    chosen = METHODS[name or DEFAULT]
+    if not data and (chosen.importance in BY_DATA or chosen.subspace):
+        raise InputError(f"the method {chosen.name!r} needs calibration data", remedy="give --calibration FILE")
+    divided = budget or ("uniform" if width else chosen.budget)
+    return Settings(importance or chosen.importance, chosen.subspace, divided, restore or chosen.restore)

@@ -16,7 +16,8 @@ from fxslim.graph.errors import InputError, PlanError
 
 __all__ = ["FORMAT", "Cut", "Plan"]
 
-FORMAT = 1
+FORMAT = 2  # 2: cuts may be subspaces
+_READABLE = (1, 2)
 
 Positions = tuple[Any, ...]
 """Kept positions in ascending order; for a group with batch axes one tuple for each position of those, nested."""
@@ -32,6 +33,7 @@ class Cut:
     count: int  # positions after (for each position of the batch axes)
     batch: tuple[int, ...]  # sizes of the batch axes
     kept: Positions
+    subspace: bool = False  # positions count coordinates of the basis in which cutting costs least: 0 matters most
 
     def mask(self) -> torch.Tensor:
         """True where a position remains: [*batch, size] bool."""
@@ -39,14 +41,14 @@ class Cut:
         return torch.zeros(*self.batch, self.size, dtype=torch.bool).scatter_(-1, index, True)
 
     @staticmethod
-    def from_mask(group: Group, mask: torch.Tensor) -> Cut:
+    def from_mask(group: Group, mask: torch.Tensor, *, subspace: bool = False) -> Cut:
         """The cut that keeps the True positions of `mask: [*batch, size]`."""
         counts = mask.sum(-1).reshape(-1)
         count = int(counts[0])
         if not bool((counts == count).all()):
             raise PlanError(f"{group.name}: every position of its batch axes must keep the same number of positions")
         kept = mask.nonzero()[:, -1].reshape(*mask.shape[:-1], count).tolist()
-        return Cut(group.name, group.kind, mask.shape[-1], count, tuple(mask.shape[:-1]), _tuples(kept))
+        return Cut(group.name, group.kind, mask.shape[-1], count, tuple(mask.shape[:-1]), _tuples(kept), subspace)
 
 
 def _tuples(value: Any) -> Any:
@@ -85,6 +87,11 @@ class Plan:
         _refuse_cycles(kept)
         return Selection(kept)
 
+    @property
+    def subspaces(self) -> tuple[str, ...]:
+        """The groups of which a subspace remains: their bases come from calibration data, not from the plan."""
+        return tuple(c.group for c in self.cuts if c.subspace and c.count < c.size)
+
     def to_json(self) -> str:
         """The plan as JSON text."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
@@ -98,10 +105,20 @@ class Plan:
         """
         try:
             data = json.loads(text)
-            if data.get("format") != FORMAT:
-                raise InputError(f"this is a plan of format {data.get('format')!r}; this version reads format {FORMAT}")
+            if data.get("format") not in _READABLE:
+                raise InputError(
+                    f"this is a plan of format {data.get('format')!r}; this version reads formats up to {FORMAT}"
+                )
             cuts = tuple(
-                Cut(c["group"], c["kind"], int(c["size"]), int(c["count"]), tuple(c["batch"]), _tuples(c["kept"]))
+                Cut(
+                    c["group"],
+                    c["kind"],
+                    int(c["size"]),
+                    int(c["count"]),
+                    tuple(c["batch"]),
+                    _tuples(c["kept"]),
+                    bool(c.get("subspace", False)),
+                )
                 for c in data["cuts"]
             )
             return Plan(
@@ -133,7 +150,9 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            f"{c.group}: {c.count} of {c.size} {c.kind}" + (f" for each of {c.batch}" if c.batch else "")
+            f"{c.group}: {c.count} of {c.size} {c.kind}"
+            + (f" for each of {c.batch}" if c.batch else "")
+            + (" (a subspace)" if c.subspace else "")
             for c in self.cuts
         ]
         return "\n".join([f"plan for {self.fingerprint[:12]}", *rows])

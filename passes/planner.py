@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
-from fxslim.graph.axes.groups import Analysis, Group
-from fxslim.graph.axes.select import Selection
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError
-from fxslim.passes.budget import choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.allocation import allocate
+from fxslim.passes.bases import change_bases
+from fxslim.passes.budget import BUDGETS, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.importance import Chooser, Importance, scores_for, top
+from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
+from fxslim.passes.subspaces import Subspace, find_subspaces
+from fxslim.passes.survey import Survey, leading, probe, survey
 
-__all__ = ["PlanOptions", "make_plan", "plan_and_restore"]
+__all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
 
 class PlanOptions(TypedDict, total=False):
@@ -28,12 +33,24 @@ class PlanOptions(TypedDict, total=False):
     width: float | None  # instead of `keep`: the share of positions that every chosen group keeps
     of: Target  # what `keep` is a share of: "params" (default) or "macs"
     importance: Importance  # how positions are chosen: "magnitude" by default
+    subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
+    budget: Budget  # "uniform", one ratio for all groups (default), or "global", by what each costs the output
     round_to: int  # counts are multiples of this: 1 by default
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     seed: int
     progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, the analysis that it applies to (its subspaces in their bases), and the restoration that choosing brought
+    about on the way: None where choosing needed none, or where an inexact group is cut."""
+
+    plan: Plan
+    analysis: Analysis
+    restoration: Restoration | None
 
 
 def make_plan(
@@ -46,106 +63,169 @@ def make_plan(
     """A plan for a program.
 
     `keep` is the share of all parameters (or MACs, `of`) that remains, `width` instead the share of positions that
-    every chosen group keeps. `importance='fasp'` cuts what the paper cuts (neurons, channels, the value dimensions
-    inside heads) unless `groups` says otherwise; it chooses by `calibration`, batches of flat inputs. See
+    every chosen group keeps. An importance that needs data chooses by `calibration`, batches of flat inputs, and cuts
+    what FASP cuts (neurons, channels, the value dimensions inside heads) unless `groups` says otherwise. See
     `PlanOptions` for the rest.
 
     Raises:
         InputError: an option is out of range or a pattern matches nothing.
         PlanError: the target cannot be met.
     """
-    return plan_and_restore(analysis, keep, calibration=calibration, **options)[0]
+    return plan_and_restore(analysis, keep, calibration=calibration, **options).plan
 
 
 def plan_and_restore(
     analysis: Analysis,
     keep: float | None = None,
     *,
-    width: float | None = None,
-    of: Target = "params",
-    importance: Importance = "magnitude",
     calibration: Sequence[Sequence[Tensor]] | None = None,
-    round_to: int = 1,
-    groups: Sequence[str] | None = None,
-    keep_fixed: Sequence[str] = (),
-    inexact: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[Plan, Restoration | None]:
-    """A plan as `make_plan` makes it, with the restoration that choosing by column scores brings about on the way.
+    **options: Unpack[PlanOptions],
+) -> Planned:
+    """A plan as `make_plan` makes it, with what was found out on the way.
 
-    It is the one that restoring the finished plan on the same data would give; None for other strategies, and where an
-    inexact group is cut.
+    The restoration is the one that restoring the finished plan on the same data would give.
     """
-    if (keep is None) == (width is None):
-        raise InputError("give either keep or width")
-    if of not in ("params", "macs"):
-        raise InputError(f"unknown target {of!r}", remedy="choose params or macs")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to must be a whole number of at least 1, got {round_to}")
-    groups = [groups] if isinstance(groups, str) else groups
-    keep_fixed = [keep_fixed] if isinstance(keep_fixed, str) else keep_fixed
-    chosen, notes = choose_groups(analysis, groups=groups, keep_fixed=keep_fixed, inexact=inexact)
-    if importance == "fasp":
-        chosen, more = _scored_by_consumers(analysis, chosen, explicit=groups is not None)
-        notes += more
-    costs = CostModel(analysis.axes)
-    if keep is not None:
-        counts = counts_for_keep(chosen, keep, of, costs, round_to)
-    else:
-        assert width is not None
-        counts = counts_for_width(chosen, width, round_to)
-    cut = [g for g in chosen if counts[g.axis] < g.size]
-    restoration: Restoration | None = None
-    if importance == "fasp":
-        restoration = _by_columns(analysis, cut, counts, calibration, progress)
-        masks = {g.name: restoration.selection.kept[g.axis].mask for g in cut}
-    else:
-        masks = {
-            n: top(score, counts[analysis.group(n).axis])
-            for n, score in scores_for(importance, analysis, cut, seed).items()
-        }
-    cuts = tuple(Cut.from_mask(g, masks[g.name]) for g in cut)
-    options = {
-        "keep": keep, "width": width, "of": of, "importance": importance, "round_to": round_to, "inexact": inexact,
-        "seed": seed, "groups": list(groups) if groups is not None else None, "keep_fixed": list(keep_fixed),
-    }  # fmt: skip
-    plan = Plan(analysis.program.fingerprint(), cuts, options, _predicted(costs, counts), tuple(notes),
-                preparations_of(analysis.program))  # fmt: skip
-    if any(not g.exact for g in cut):
-        restoration = None  # decided behind norms that ran uncut: the finished plan has to be restored by itself
-    return plan, restoration
+    work = _Planner(analysis, keep, calibration, options)
+    counts = work.counts()
+    return work.planned(counts)
 
 
-def _scored_by_consumers(analysis: Analysis, groups: list[Group], *, explicit: bool) -> tuple[list[Group], list[str]]:
-    """Groups that column scores apply to. Unless asked for by name, an axis whose inner axis is also cut stays whole:
-    FASP removes single dimensions inside heads, not heads."""
-    nodes = {c.node.name for c in find_consumers(analysis.axes)[0]}
-    weighted = [g for g in groups if nodes & set(g.consumers)]
-    left = [g for g in groups if g not in weighted]
-    notes = [f"{g.name} ({g.kind}) stays whole: no weight sums over it, column scores do not apply" for g in left]
-    if explicit:
-        return weighted, notes
-    outer = {axis for g in weighted for axis in g.batch}
-    heads = [g for g in weighted if g.axis in outer or g.kind in ("heads", "key-value heads")]
-    notes += [f"{g.name} ({g.kind}) stays whole: what lies inside it is cut" for g in heads]
-    return [g for g in weighted if g not in heads], notes
+class _Planner:
+    """The steps of making one plan: which groups, in which basis, how many positions, which ones."""
 
-
-def _by_columns(
-    analysis: Analysis, groups: Sequence[Group], counts: dict[Axis, int], calibration: Sequence[Sequence[Tensor]] |
-    None, progress: Progress | None,
-) -> Restoration:  # fmt: skip
-    """Kept positions by column score, each group decided on an upstream that is cut and restored already."""
-    if not calibration:
-        raise InputError(
-            "the importance 'fasp' needs calibration data", remedy="give `calibration=` (--calibration FILE)"
+    def __init__(
+        self, analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions
+    ) -> None:
+        self.analysis, self.keep, self.batches = analysis, keep, batches
+        self.width, self.of = options.get("width"), options.get("of", "params")
+        self.importance, self.budget = options.get("importance", "magnitude"), options.get("budget", "uniform")
+        self.round_to, self.seed = options.get("round_to", 1), options.get("seed", 0)
+        self.inexact, self.progress = options.get("inexact", False), options.get("progress")
+        self.groups, self.keep_fixed = _patterns(options.get("groups")), _patterns(options.get("keep_fixed", ())) or []
+        self.subspace = options.get("subspace", False)
+        self._check()
+        self.chosen, self.notes = choose_groups(
+            analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact
         )
-    chooser = Chooser(analysis, groups, counts, calibration)
-    return restore_weights(analysis, Selection(), calibration, chooser=chooser, progress=progress)
+        self.subspaces: list[Subspace] = []
+        if self.subspace:
+            self.subspaces, refused = find_subspaces(analysis, [g for g in self.chosen if g.exact])
+            self.notes += [f"{text}; it is cut by position" for text in refused]
+        if self.importance in BY_DATA:
+            self._leave_out()
+        self.found: Survey | None = None
+
+    def _check(self) -> None:
+        if (self.keep is None) == (self.width is None):
+            raise InputError("give either keep or width")
+        if self.of not in ("params", "macs"):
+            raise InputError(f"unknown target {self.of!r}", remedy="choose params or macs")
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
+        if self.importance not in IMPORTANCES:
+            raise InputError(
+                f"unknown importance {self.importance!r}", remedy=f"choose one of {', '.join(IMPORTANCES)}"
+            )
+        if self.budget not in BUDGETS:
+            raise InputError(f"unknown budget {self.budget!r}", remedy=f"choose one of {', '.join(BUDGETS)}")
+        if self.budget == "global" and self.keep is None:
+            raise InputError("a global budget divides a share of the whole", remedy="give keep instead of width")
+        needs = {
+            f"the importance {self.importance!r}": self.importance in BY_DATA, "subspace": self.subspace,
+            "a global budget": self.budget == "global",
+        }  # fmt: skip
+        if not self.batches and any(needs.values()):
+            what = next(name for name, needed in needs.items() if needed)
+            raise InputError(f"{what} needs calibration data", remedy="give `calibration=` (--calibration FILE)")
+
+    def _leave_out(self) -> None:
+        """Groups that data says nothing of stay whole, and unless asked for by name an axis whose inner axis is also
+        cut: single dimensions inside heads go, not heads."""
+        nodes = {c.node.name for c in find_consumers(self.analysis.axes)[0]}
+        based = {s.group.name for s in self.subspaces}
+        weighted = [g for g in self.chosen if g.name in based or nodes & set(g.consumers)]
+        left = [g for g in self.chosen if g not in weighted]
+        self.notes += [f"{g.name} ({g.kind}) stays whole: no weight sums over it, data does not judge it" for g in left]
+        self.chosen = weighted
+        if self.groups is None:
+            outer = {axis for g in weighted for axis in g.batch}
+            heads = [g for g in weighted if g.axis in outer or g.kind in ("heads", "key-value heads")]
+            self.notes += [f"{g.name} ({g.kind}) stays whole: what lies inside it is cut" for g in heads]
+            self.chosen = [g for g in weighted if g not in heads]
+        self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
+
+    def counts(self) -> dict[Axis, int]:
+        """How many positions each chosen group keeps."""
+        costs = CostModel(self.analysis.axes)
+        if self.budget == "global":
+            return self._allocated(costs)
+        if self.keep is not None:
+            return counts_for_keep(self.chosen, self.keep, self.of, costs, self.round_to)
+        assert self.width is not None
+        return counts_for_width(self.chosen, self.width, self.round_to)
+
+    def _allocated(self, costs: CostModel) -> dict[Axis, int]:
+        assert self.keep is not None and self.batches is not None
+        self.found = survey(self.analysis, self.chosen, self.subspaces, self.batches, self.progress)
+        self.notes += self.found.notes
+        self.chosen = [g for g in self.chosen if g.name in self.found.curves]
+        changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
+        probe(changed, self.found.curves, self.batches[0], self.progress)
+        curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
+        return allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+
+    def planned(self, counts: Mapping[Axis, int]) -> Planned:
+        """The plan with these counts."""
+        cut = [g for g in self.chosen if counts[g.axis] < g.size]
+        names = {g.name for g in cut}
+        based = [s for s in self.subspaces if s.group.name in names]
+        costs, before = CostModel(self.analysis.axes), self.analysis
+        analysis = self._in_bases(based)
+        first = {s.group.name: leading(s.group, counts[s.group.axis]) for s in based}
+        axis_of = {g.name: analysis.group(g.name) for g in cut}
+        selection = Selection({axis_of[n].axis: Kept(axis_of[n].batch, mask) for n, mask in first.items()})
+        rest = [axis_of[g.name] for g in cut if g.name not in first]
+        restoration: Restoration | None = None
+        if self.importance in BY_DATA:
+            assert self.batches is not None
+            own = {axis_of[g.name].axis: counts[g.axis] for g in cut}
+            chooser = Chooser(analysis, rest, own, self.batches, self.importance)
+            restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
+            masks = {n: restoration.selection.kept[g.axis].mask for n, g in axis_of.items()}
+        else:
+            number = {g.name: counts[g.axis] for g in cut}
+            scores = scores_for(self.importance, analysis, rest, self.seed)
+            masks = first | {name: top(score, number[name]) for name, score in scores.items()}
+        cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in axis_of.items())
+        plan = Plan(
+            before.program.fingerprint(), cuts, self._options(), _predicted(costs, counts), tuple(self.notes),
+            preparations_of(before.program),
+        )  # fmt: skip
+        if any(not g.exact for g in cut):
+            restoration = None  # decided behind norms that ran uncut: the finished plan has to be restored by itself
+        return Planned(plan, analysis, restoration)
+
+    def _in_bases(self, based: Sequence[Subspace]) -> Analysis:
+        if not based:
+            return self.analysis
+        if self.found is None:
+            assert self.batches is not None
+            self.found = survey(self.analysis, [], based, self.batches, self.progress)
+        return change_bases(self.analysis, self.found, [s.group.name for s in based])
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
+            "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,
+            "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
+        }  # fmt: skip
 
 
-def _predicted(costs: CostModel, counts: dict[Axis, int]) -> dict[str, Any]:
+def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
+    return None if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def _predicted(costs: CostModel, counts: Mapping[Axis, int]) -> dict[str, Any]:
     return {
         "params": [costs.params(), costs.params(counts)],
         "macs": [costs.macs(), costs.macs(counts)],

@@ -9,10 +9,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.errors import PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
 from fxslim.graph.verify import verify
 from fxslim.passes.base import Pass, PassResult
+from fxslim.passes.change_basis import bases_of
 from fxslim.passes.plan import Plan
 
 __all__ = ["Prune"]
@@ -28,8 +30,15 @@ class Prune(Pass):
     restored: Mapping[str, Tensor] | None = None  # weights at their full width, refitted before they are sliced
 
     def requires(self, analysis: Analysis) -> None:
-        """The plan was made for this program and names groups that may be cut."""
+        """The plan was made for this program and names groups that may be cut; those of which it keeps a subspace
+        are in the basis that it means."""
         self.plan.selection(analysis)
+        if missing := [name for name in self.plan.subspaces if name not in bases_of(analysis.program)]:
+            raise PlanError(
+                f"the plan keeps a subspace of {missing[0]!r} (and {len(missing) - 1} more), whose basis is not known",
+                rule="a basis comes from calibration data",
+                remedy="give the calibration data that the plan was made with",
+            )
 
     def apply(self, analysis: Analysis) -> PassResult:
         """The slim program."""

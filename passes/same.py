@@ -24,9 +24,7 @@ def verify_same_function(result: Program, original: Program) -> None:
         VerifyError: it does not, or it cannot be run because its weights are on the meta device.
     """
     verify(result, original)
-    if set(result.info) == set(original.info) and all(
-        result.weights[n] is original.weights[n] for n in original.info
-    ):
+    if set(result.info) == set(original.info) and all(result.weights[n] is original.weights[n] for n in original.info):
         return  # nothing was replaced
     if any(tensor.is_meta for tensor in original.weights.values()):
         raise VerifyError("the weights are on the meta device: the same function cannot be shown", remedy="load them")

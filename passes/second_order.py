@@ -1,5 +1,5 @@
-"""Second-order selection: positions are eliminated one after the other, each time those whose loss costs least after the
-columns that stay have been refitted.
+"""Second-order selection: positions are eliminated one after the other, each time those whose loss costs least after
+the columns that stay have been refitted.
 
 With H = X^T X of a consumer's input, removing the columns G of its weight W and refitting the others costs
 
@@ -45,7 +45,7 @@ class Problem:
         owner = self.owner[block]
         order = owner.argsort(stable=True)
         order = order[owner[order] >= 0]
-        positions, counts = owner[order].unique_consecutive(return_counts=True)
+        positions, counts = torch.unique_consecutive(owner[order], return_counts=True)
         assert len(counts) == 0 or bool((counts == counts[0]).all()), "positions own equal numbers of columns"
         return positions, order.reshape(len(positions), -1) if len(positions) else order.reshape(0, 1)
 
@@ -132,7 +132,6 @@ def eliminate(
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """`matrix^-1 right` for symmetric matrices, with the pseudo-inverse where one is singular."""
+    solution: Tensor
     solution, failed = torch.linalg.solve_ex(matrix, right)
-    if bool(failed.any()):
-        return torch.linalg.pinv(matrix, hermitian=True) @ right
-    return solution
+    return torch.linalg.pinv(matrix, hermitian=True).matmul(right) if bool(failed.any()) else solution

@@ -13,7 +13,7 @@ from fxslim.graph.errors import InputError
 if TYPE_CHECKING:
     from fxslim.passes.base import Pass
 
-__all__ = ["parse_pass", "printed", "spec_name"]
+__all__ = ["named_in", "parse_pass", "printed", "spec_name"]
 
 P = TypeVar("P", bound="Pass")
 
@@ -36,6 +36,13 @@ def printed(value: Any) -> str | None:
 def spec_name(text: str) -> str:
     """The name of the pass in its text."""
     return text.partition("{")[0]
+
+
+def named_in(text: str) -> tuple[str, ...]:
+    """The names in the only option of a pass's text: `change-basis{groups=a+b}` names a and b."""
+    found = _SPEC.fullmatch(text)
+    value = (found["options"] or "").partition("=")[2] if found is not None else ""
+    return tuple(unquote(name) for name in value.split("+")) if value else ()
 
 
 def parse_pass(text: str, known: Mapping[str, type[P]]) -> P:

@@ -88,7 +88,9 @@ class CalibrationWalk:
 
     def moment(self, consumer: Consumer) -> SecondMoment:
         """The second moment of a consumer's input over all batches."""
-        return reduce(SecondMoment.__add__, (SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source)))
+        return reduce(
+            SecondMoment.__add__, (SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source))
+        )
 
     def values(self, node: fx.Node) -> Iterator[Tensor]:
         """The value of `node` in every batch, from each evaluator.

@@ -77,9 +77,7 @@ def find_subspaces(analysis: Analysis, groups: Sequence[Group]) -> tuple[list[Su
     return found, refused
 
 
-def _subspace(
-    analysis: Analysis, group: Group, places: Orientations, constants: frozenset[fx.Node]
-) -> Subspace:
+def _subspace(analysis: Analysis, group: Group, places: Orientations, constants: frozenset[fx.Node]) -> Subspace:
     if group.caches:
         raise AnalysisError("a cache of the user lies in its basis")
     contractions = [c for c in analysis.axes.calls.values() if _sums_over(analysis, c, group.axis)]

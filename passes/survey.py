@@ -20,13 +20,15 @@ from fxslim.passes.basis import Basis, optimal_basis
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import position_scores, problem, top
+from fxslim.passes.restore import Progress
 from fxslim.passes.second_order import eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at
 
-__all__ = ["Curve", "Survey", "probe", "survey"]
+__all__ = ["Curve", "Survey", "leading", "probe", "survey"]
 
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
+_SMALLEST = 16  # selection is followed down to this part of a group
 _PROBED = 0.02  # a subspace is probed where it loses about this share of its energy
 
 
@@ -55,19 +57,27 @@ class Survey:
 
     curves: dict[str, Curve]
     bases: dict[str, Basis]
-    notes: list[str]
+    subspaces: tuple[Subspace, ...]
+    notes: tuple[str, ...]
 
 
 def survey(
-    analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]]
-) -> Survey:
-    """The curves of all groups, from one walk; groups that are no subspaces need consumers with weights."""
+    analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]],
+    progress: Progress | None = None,
+) -> Survey:  # fmt: skip
+    """The curves of all groups, from one walk; groups that are no subspaces need consumers with weights.
+
+    Raises:
+        InputError: the calibration data is empty or makes an activation that is not finite.
+    """
     own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces)
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
-    for node in analysis.program.graph.nodes:
+    for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):
+        if progress is not None:
+            progress(f"survey: {node.name}", number, len(nodes))
         collector.visit(node, walk, batches)
-    return Survey(collector.curves, collector.bases, collector.notes)
+    return Survey(collector.curves, collector.bases, tuple(subspaces), tuple(collector.notes))
 
 
 class _Collector:
@@ -132,7 +142,7 @@ class _Collector:
         problems = [problem(self.analysis, c, m, group) for c, m in own]
         at_half = eliminate(problems, group.shape, half)
         weights = self._refitted([c for c, _ in own], at_half.weights)
-        rest = eliminate(problems, group.shape, 1, start=at_half)
+        rest = eliminate(problems, group.shape, max(1, group.size // _SMALLEST), start=at_half)
         self.curves[group.name] = Curve(rest.losses, half, at_half.mask, weights)
 
     def _refitted(self, consumers: Sequence[Consumer], matrices: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -156,14 +166,18 @@ def leading(group: Group, count: int) -> Tensor:
     return (torch.arange(group.size) < count).expand(group.shape).clone()
 
 
-def probe(analysis: Analysis, curves: Mapping[str, Curve], inputs: Sequence[Tensor]) -> None:
+def probe(
+    analysis: Analysis, curves: Mapping[str, Curve], inputs: Sequence[Tensor], progress: Progress | None = None
+) -> None:
     """Sets the effect of every curve: the divergence of the model's output on `inputs` when the group alone is cut.
 
     `analysis` is that of the program whose bases have been changed.
     """
     names = analysis.program.output_names
     original = Evaluator(analysis.program).run(inputs)
-    for name, curve in curves.items():
+    for number, (name, curve) in enumerate(curves.items()):
+        if progress is not None:
+            progress(f"probe: {name}", number, len(curves))
         group = analysis.group(name)
         evaluator = MaskedEvaluator(analysis.axes, Selection({group.axis: Kept(group.batch, curve.mask)}))
         for weight, value in curve.weights.items():

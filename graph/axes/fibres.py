@@ -113,7 +113,7 @@ def moment(
     tensor: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Axis, ...], dim: int, symbols: Symbols | None = None
 ) -> Moment:
     """The moments of an axis on a dimension of a tensor, over everything else."""
-    shape = [int(a.size) for a in batch]  # type: ignore[arg-type]
+    shape = [int(a.size) for a in batch]
     total = torch.Size(shape).numel()
     size = number_of(axis.size, symbols)
     second = torch.zeros(total, size, size, dtype=torch.float64)

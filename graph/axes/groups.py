@@ -59,7 +59,7 @@ class Group:
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the batch axes and of its own: [*batch, size]."""
-        return tuple(int(axis.size) for axis in (*self.batch, self.axis))  # type: ignore[arg-type]
+        return tuple(int(axis.size) for axis in (*self.batch, self.axis))
 
     @property
     def exact(self) -> bool:

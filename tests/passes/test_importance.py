@@ -10,7 +10,7 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.importance import column_norms, column_scores, magnitude, random, scores_for, top
+from fxslim.passes.importance import magnitude, position_scores, random, scores_for, top
 from fxslim.passes.planner import make_plan
 from fxslim.passes.statistics import CalibrationWalk
 from tests.models.nets import captured
@@ -83,7 +83,7 @@ def scored(analysis: Analysis, group: str, batches: list[list[Tensor]]) -> Tenso
     for consumer in find_consumers(analysis.axes)[0]:
         if consumer.node.name in found.consumers:
             walk.advance_to(consumer.node)
-            total += column_scores(analysis, consumer, column_norms(consumer, walk), found)
+            total += position_scores(analysis, "fasp", [(consumer, walk.moment(consumer))], found)
     return total
 
 

@@ -1,0 +1,47 @@
+"""Programs in the bases that a plan means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis, analyze
+from fxslim.graph.errors import InputError, PlanError
+from fxslim.passes.change_basis import ChangeBasis, bases_of
+from fxslim.passes.plan import Plan
+from fxslim.passes.subspaces import find_subspaces
+from fxslim.passes.survey import Survey, survey
+
+__all__ = ["change_bases", "in_bases"]
+
+
+def change_bases(analysis: Analysis, found: Survey, names: Sequence[str]) -> Analysis:
+    """The analysis of the program in which the named groups are in the bases that the survey found."""
+    chosen = [s for s in found.subspaces if s.group.name in names]
+    return analyze(ChangeBasis.of(chosen, found.bases)(analysis).program) if chosen else analysis
+
+
+def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]] | None) -> Analysis:
+    """The analysis of the program in the bases of the plan's subspaces, estimated from the calibration data; the same
+    where it keeps none, or the program is in them already.
+
+    Raises:
+        InputError: there is no calibration data.
+        PlanError: a basis of a group cannot be changed.
+    """
+    plan.selection(analysis)  # refuses a plan of another model before anything costs time
+    missing = [name for name in plan.subspaces if name not in bases_of(analysis.program)]
+    if not missing:
+        return analysis
+    if not batches:
+        raise InputError(
+            f"the plan keeps a subspace of {missing[0]!r}, whose basis comes from calibration data",
+            remedy="give `calibration=` (--calibration FILE): the data that the plan was made with",
+        )
+    groups = [analysis.group(name) for name in missing]
+    found, refused = find_subspaces(analysis, groups)
+    if len(found) < len(groups):
+        why = refused[0] if refused else "another basis would change its function"
+        raise PlanError(f"the plan keeps subspaces of groups that have none: {why}")
+    return change_bases(analysis, survey(analysis, [], found, batches), missing)

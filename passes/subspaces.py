@@ -100,10 +100,8 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
     weights = tuple((name, dim, colour == flipped) for (name, dim), (_, colour) in on_weights.items())
     if not all(s.reads for s in sides if s.constant):
         raise AnalysisError("weights that sum over it stand on both sides")
-    mean_stays = reader[0] in constants and all(
-        _adds_constant(analysis, c, group.axis, constants) for c in contractions
-    )
-    return Subspace(group, sides, weights, mean_stays)
+    biased = all(_adds_constant(analysis, c, group.axis, constants) for c in contractions)
+    return Subspace(group, sides, weights, reader[0] in constants and biased)
 
 
 def _sums_over(analysis: Analysis, call: CallAxes, axis: Axis) -> bool:

@@ -170,7 +170,9 @@ class _Planner:
         self.notes += self.found.notes
         self.chosen = [g for g in self.chosen if g.name in self.found.curves]
         changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
-        probe(changed, self.found.curves, self.batches[0], self.progress)
+        for analysis, based in ((changed, True), (self.analysis, False)):
+            own = {n: c for n, c in self.found.curves.items() if (n in self.found.bases) == based}
+            probe(analysis, own, self.batches[0], self.progress)
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         return allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
-from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
@@ -46,7 +46,8 @@ class PlanOptions(TypedDict, total=False):
 @dataclass(frozen=True)
 class Planned:
     """A plan, the analysis that it applies to (its subspaces in their bases), and the restoration that choosing brought
-    about on the way: None where choosing needed none, or where an inexact group is cut."""
+    about on the way: None where choosing needed none, or where a group is cut that calls without weights, or norms, see
+    before it is decided."""
 
     plan: Plan
     analysis: Analysis
@@ -203,9 +204,15 @@ class _Planner:
             before.program.fingerprint(), cuts, self._options(), _predicted(costs, counts), tuple(self.notes),
             preparations_of(before.program),
         )  # fmt: skip
-        if any(not g.exact for g in cut):
-            restoration = None  # decided behind norms that ran uncut: the finished plan has to be restored by itself
+        if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
+            restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
         return Planned(plan, analysis, restoration)
+
+    def _summed_unseen(self, groups: Iterable[Group]) -> bool:
+        """Whether a group is also summed over by calls that decide nothing (queries against keys): they may come before
+        the one that does."""
+        deciding = {c.node.name for c in find_consumers(self.analysis.axes)[0]}
+        return any(not deciding.issuperset(g.consumers) for g in groups)
 
     def _in_bases(self, based: Sequence[Subspace]) -> Analysis:
         if not based:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxslim.api import compress
+from fxslim.api import apply_plan, compress
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import BY_DATA, Importance, choose, position_scores, problem
-from fxslim.passes.planner import make_plan, plan_and_restore
+from fxslim.passes.planner import PlanOptions, make_plan, plan_and_restore
 from fxslim.passes.restore import restore_weights
 from fxslim.passes.second_order import RIDGE, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
@@ -103,6 +103,20 @@ def test_the_restoration_on_the_way_is_that_of_the_finished_plan(importance: Imp
     assert made.restoration.weights.keys() == again.weights.keys() and again.weights
     for name, tensor in again.weights.items():
         torch.testing.assert_close(made.restoration.weights[name], tensor, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("importance", ["fasp", "obs"])
+def test_what_ran_before_a_group_was_decided_runs_again(importance: Importance) -> None:
+    """One axis for queries, keys and values: the output projection decides it, behind attention with whole queries."""
+    found = captured("vit")
+    data = [found.analysis.program.flatten(*found.net.call(4, 6)) for _ in range(3)]
+    options: PlanOptions = {"width": 0.5, "importance": importance, "groups": ["query-key dims"]}
+    assert plan_and_restore(found.analysis, calibration=data, **options).restoration is None
+    plan, made = compress(found.analysis, calibration=data, **options)
+    again = apply_plan(found.analysis, plan, calibration=data)
+    assert made.restoration is not None and plan.cuts
+    for name, tensor in again.program.weights.items():
+        assert torch.equal(made.program.weights[name], tensor), name
 
 
 @pytest.mark.parametrize("importance", BY_DATA)

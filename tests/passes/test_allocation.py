@@ -172,6 +172,20 @@ def test_the_last_step_gives_back_what_the_budget_holds() -> None:
     assert costs.params(counts) <= 0.6 * costs.params() < costs.params({group.axis: counts[group.axis] + 1})
 
 
+@pytest.mark.parametrize("keep", [0.85, 0.6, 0.4])
+@pytest.mark.parametrize(("which", "unit"), [("branches", 1), ("chain", 1), ("branches", 2), ("chain", 3)])
+def test_nothing_more_fits_into_the_budget(which: str, unit: int, keep: float, request: pytest.FixtureRequest) -> None:
+    """The last step of a costly group leaves something over: no other group may lack what it would pay for."""
+    analysis: Analysis = request.getfixturevalue(which)
+    groups, costs = cuttable(analysis), CostModel(analysis.axes)
+    counts = allocate(groups, {g.name: convex(g.size) for g in groups}, keep, "params", costs, unit)
+    assert costs.params(counts) <= keep * costs.params()
+    for group in groups:
+        count = counts[group.axis]
+        more = {**counts, group.axis: min(group.size, count + unit)}
+        assert count == group.size or (count % unit == 0 and costs.params(more) > keep * costs.params())
+
+
 def test_a_target_that_cannot_be_met_names_the_smallest_share(branches: Analysis) -> None:
     groups, costs = cuttable(branches), CostModel(branches.axes)
     smallest = costs.params({g.axis: 1 for g in groups}) / costs.params()

@@ -51,11 +51,11 @@ class Layer(nn.Module):
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.layers = nn.Linear(16, WIDTH), nn.Sequential(Layer(), Layer())
+        self.enter, self.layer = nn.Linear(16, WIDTH), Layer()
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.head(self.norm(self.layers(self.enter(x))))}
+        return {"logits": self.head(self.norm(self.layer(self.enter(x))))}
 
 
 @cache
@@ -138,7 +138,8 @@ def test_the_best_is_the_closest_on_rows_that_nobody_saw() -> None:
 def test_a_global_budget_cuts_by_what_it_costs() -> None:
     plan, _ = slimmed("best")
     uniform, _ = slimmed("modegpt")
-    assert len({round(c.count / c.size, 2) for c in plan.cuts}) > 2
+    shares = [c.count / c.size for c in plan.cuts]
+    assert max(shares) - min(shares) > 0.1 or len(plan.cuts) < len(uniform.cuts)
     assert max(c.count / c.size for c in uniform.cuts) - min(c.count / c.size for c in uniform.cuts) < 0.15
 
 

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from fxslim.export.clean import check_dim_names, clean
 from fxslim.export.files import data_name, replace_model
 from fxslim.export.model_file import OnnxFile, describe
+from fxslim.export.rewrites import as_onnx_can_say_it
 from fxslim.export.weights import fold_transposes, mark_weights
 from fxslim.graph.errors import ExportError, InputError
 from fxslim.graph.program import Program
@@ -84,7 +85,7 @@ def _build(program: Program, opset: int) -> ir.Model:
 
 def _torch_export(program: Program) -> ExportedProgram:
     """With named dimensions first; where the exporter finds them too strict (a maximum, a multiple), anonymous ones."""
-    module = _with_separate_outputs(_with_copies_before_reshapes(program.flat_module())).eval()
+    module = as_onnx_can_say_it(program.flat_module()).eval()
     makers: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in makers if program.dynamic else makers[:1]:
@@ -99,36 +100,6 @@ def _torch_export(program: Program) -> ExportedProgram:
         f"torch.export cannot trace the program again: {_reason(problem)}",
         remedy="if a pass changed the program, this is a defect of the pass: dump the graph after each pass to find it",
     ) from problem
-
-
-def _with_copies_before_reshapes(module: fx.GraphModule) -> fx.GraphModule:
-    """Copies what was permuted before it is reshaped. The exporter turns a reshape into a view where the strides that
-    it predicts allow one, and fails where they come out differently after its decompositions; ONNX drops the copy."""
-    aten = torch.ops.aten
-    permuting = (aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int)
-    for node in module.graph.find_nodes(op="call_function", target=aten.reshape.default):
-        source = node.args[0]
-        if isinstance(source, fx.Node) and source.target in permuting:
-            with module.graph.inserting_before(node):
-                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
-                node.replace_input_with(source, module.graph.call_function(aten.clone.default, (source,), options))
-    module.recompile()
-    return module
-
-
-def _with_separate_outputs(module: fx.GraphModule) -> fx.GraphModule:
-    """Copies whatever is returned twice, or is an input or a weight: the exporter would rename one of the two."""
-    (output,) = module.graph.find_nodes(op="output")
-    seen: set[fx.Node] = set()
-    results: list[fx.Node] = []
-    with module.graph.inserting_before(output):
-        for node in output.args[0]:
-            shared = node in seen or node.op in ("placeholder", "get_attr")
-            seen.add(node)
-            results.append(module.graph.call_function(torch.ops.aten.clone.default, (node,)) if shared else node)
-    output.args = (tuple(results),)
-    module.recompile()
-    return module
 
 
 def _dynamic_shapes(program: Program, make: Callable[[str], Any]) -> tuple[dict[int, Any] | None, ...]:

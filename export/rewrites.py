@@ -20,7 +20,7 @@ _MAXIMUM_POOLS = (
 
 
 def as_onnx_can_say_it(module: fx.GraphModule) -> fx.GraphModule:
-    """`module`, rewritten in place: the same outputs for the same inputs, in a form that survives the way to ONNX."""
+    """`module`, rewritten in place: the same tensors for the same inputs, in a form that survives the way to ONNX."""
     for rewrite in _REWRITES:
         rewrite(module.graph)
     module.graph.lint()
@@ -55,6 +55,12 @@ def _pad_apart_from_maximum(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
+def _tensors_alone(graph: fx.Graph) -> None:
+    """Returns no constants: ONNX has tensors only, and the metadata of the file keeps the others."""
+    (output,) = graph.find_nodes(op="output")
+    output.args = (tuple(value for value in output.args[0] if isinstance(value, fx.Node)),)
+
+
 def _separate_outputs(graph: fx.Graph) -> None:
     """Copies whatever is returned twice, or is an input or a weight: the exporter would rename one of the two."""
     (output,) = graph.find_nodes(op="output")
@@ -68,4 +74,6 @@ def _separate_outputs(graph: fx.Graph) -> None:
     output.args = (tuple(results),)
 
 
-_REWRITES: tuple[Callable[[fx.Graph], None], ...] = (_copy_before_reshapes, _pad_apart_from_maximum, _separate_outputs)
+_REWRITES: tuple[Callable[[fx.Graph], None], ...] = (
+    _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum, _separate_outputs,
+)  # fmt: skip

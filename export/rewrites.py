@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxslim.export.complex import split_complex
+
 __all__ = ["as_onnx_can_say_it"]
 
 aten = torch.ops.aten
@@ -75,5 +77,5 @@ def _separate_outputs(graph: fx.Graph) -> None:
 
 
 _REWRITES: tuple[Callable[[fx.Graph], None], ...] = (
-    _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum, _separate_outputs,
+    split_complex, _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum, _separate_outputs,
 )  # fmt: skip

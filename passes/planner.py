@@ -12,7 +12,7 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
 from fxslim.passes.budget import BUDGETS, Budget, choose_groups, counts_for_keep, counts_for_width
@@ -169,8 +169,11 @@ class _Planner:
         self.found = survey(self.analysis, self.chosen, self.subspaces, self.batches, self.progress)
         self.notes += self.found.notes
         self.chosen = [g for g in self.chosen if g.name in self.found.curves]
+        if not self.chosen and self.keep < 1:
+            why = self.notes[0] if self.notes else "it has no group that may be cut"
+            raise PlanError(f"nothing of the model can be cut by data: {why}", remedy="try --method magnitude")
         changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
-        probe(changed, self.found.curves, self.batches[0], self.progress)
+        probe(changed, self.found.curves, self.batches[-1], self.progress)
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         return allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
-from fxslim.passes.basis import Basis, optimal_basis
+from fxslim.passes.basis import Basis, optimal_basis, rotation
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import position_scores, problem, top
@@ -67,11 +67,14 @@ def survey(
 ) -> Survey:  # fmt: skip
     """The curves of all groups, from one walk; groups that are no subspaces need consumers with weights.
 
+    The last batch is left out, for `probe` to judge by: what was fitted is small on its own data.
+
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
     own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces)
+    batches = batches[:-1] or batches
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
     for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):
         if progress is not None:
@@ -123,7 +126,11 @@ class _Collector:
         group, found = subspace.group, self._gathered.pop(subspace.group.name)
         assert found.living is not None and found.reading is not None
         second = found.living.centred() if subspace.constant_reader else found.living.second
-        basis = optimal_basis(second, found.reading.second, RIDGE if subspace.estimated else 0.0)
+        gram = found.reading.second
+        if subspace.rotations:
+            basis = rotation(second, gram)
+        else:
+            basis = optimal_basis(second, gram, RIDGE if subspace.estimated else 0.0)
         losses = basis.losses()
         close = (losses[1:-1] - _PROBED * losses[0]).abs()
         count = int(close.argmin()) + 1

@@ -15,7 +15,7 @@ from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
-from fxslim.passes.budget import BUDGETS, Budget, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
@@ -175,7 +175,13 @@ class _Planner:
         changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
         probe(changed, self.found.curves, self.batches[-1], self.progress)
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
-        return allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+        counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+        share = costs.of(self.of, counts) / costs.of(self.of)
+        if share < self.keep - TOLERANCE:
+            self.notes.append(
+                f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
+            )
+        return counts
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import ClassVar
 
 from fxslim.graph.axes.fibres import transformed
@@ -56,6 +57,7 @@ class ChangeBasis(Pass):
 
 
 def bases_of(program: Program) -> frozenset[str]:
-    """The groups of a program that have been given the basis in which cutting costs least."""
-    specs = (text for text in program.history if spec_name(text) == ChangeBasis.name)
+    """The groups of a program that have been given the basis in which cutting costs least, and nothing since: a slim
+    program is another one, whose bases are still to come."""
+    specs = takewhile(lambda text: spec_name(text) == ChangeBasis.name, reversed(program.history))
     return frozenset(name for text in specs for name in named_in(text))

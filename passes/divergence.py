@@ -12,11 +12,12 @@ __all__ = ["divergence"]
 
 def divergence(names: Sequence[str], original: Sequence[Any], changed: Sequence[Any]) -> float:
     """The sum over all floating point outputs of KL(original || changed), in nats a row, where an output is called
-    logits, else of the squared error relative to the original's variance. Infinite where a value is not finite."""
+    logits, else of the squared error relative to the original's variance. What was not finite before (a vocabulary that
+    is masked in part) is left out; infinite where a value is not finite any more."""
     total = 0.0
     for name, old, new in zip(names, original, changed, strict=True):
         if isinstance(old, Tensor) and old.is_floating_point() and old.numel():
-            if not bool(new.isfinite().all()):
+            if not bool(new[old.isfinite()].isfinite().all()):
                 return float("inf")
             total += _kl(old, new) if "logits" in name and old.shape[-1] > 1 else _relative(old, new)
     return total
@@ -24,7 +25,7 @@ def divergence(names: Sequence[str], original: Sequence[Any], changed: Sequence[
 
 def _kl(old: Tensor, new: Tensor) -> float:
     a, b = old.float().log_softmax(-1), new.float().log_softmax(-1)
-    return float((a.exp() * (a - b)).sum(-1).mean().clamp(min=0))
+    return float((a.exp() * (a - b).nan_to_num(0.0)).sum(-1).mean().clamp(min=0))  # p = 0 counts nothing
 
 
 def _relative(old: Tensor, new: Tensor) -> float:

@@ -173,7 +173,9 @@ class _Planner:
             why = self.notes[0] if self.notes else "it has no group that may be cut"
             raise PlanError(f"nothing of the model can be cut by data: {why}", remedy="try --method magnitude")
         changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
-        probe(changed, self.found.curves, self.batches[-1], self.progress)
+        for analysis, based in ((changed, True), (self.analysis, False)):
+            own = {n: c for n, c in self.found.curves.items() if (n in self.found.bases) == based}
+            probe(analysis, own, self.batches[-1], self.progress)
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
         share = costs.of(self.of, counts) / costs.of(self.of)

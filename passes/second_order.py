@@ -81,6 +81,7 @@ class Problem:
             weight -= part @ step
             weight[:, index] = 0
             inverse -= rows.t() @ step
+            inverse[index], inverse[:, index] = 0, 0  # what is rounding here would come back into the weight
             self._columns[block] = (positions[~gone], columns[~gone])
         return cost
 
@@ -93,6 +94,11 @@ class Elimination:
     mask: Tensor
     losses: Tensor
     weights: tuple[Tensor, ...]
+
+    @property
+    def count(self) -> int:
+        """How many positions every row keeps."""
+        return int(self.mask.reshape(-1, self.mask.shape[-1])[0].sum())
 
 
 def eliminate(

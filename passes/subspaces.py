@@ -103,8 +103,8 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
     weights = tuple((name, dim, colour == flipped) for (name, dim), (_, colour) in on_weights.items())
     if not all(s.reads for s in sides if s.constant):
         raise AnalysisError("weights that sum over it stand on both sides")
-    constant = all(_adds_constant(c) for c in contractions) and all(s.constant for s in sides if s.reads)
-    return Subspace(group, sides, weights, constant)
+    biased = all(_adds_constant(analysis, c, group.axis, constants) for c in contractions)
+    return Subspace(group, sides, weights, reader[0] in constants and biased)
 
 
 def _rotated(
@@ -134,9 +134,10 @@ def _operands(analysis: Analysis, call: CallAxes, axis: Axis) -> Iterator[tuple[
     yield from found
 
 
-def _adds_constant(call: CallAxes) -> bool:
-    """Whether a call has an operand besides the two that it multiplies: a bias."""
-    return len(call.operands) > 2 and bool(call.rule.costs)
+def _adds_constant(analysis: Analysis, call: CallAxes, axis: Axis, constants: frozenset[fx.Node]) -> bool:
+    """Whether a call has a bias. The values of attention are none: its scores have no constant to hold a mean."""
+    others = [o for o in call.operands if not holders(analysis.axes.dims(o), axis)]
+    return bool(others) and bool(call.rule.costs) and all(o in constants for o in others)
 
 
 def gather_at(

@@ -21,7 +21,7 @@ from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.restore import Progress
-from fxslim.passes.second_order import eliminate
+from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at
 
@@ -30,6 +30,7 @@ __all__ = ["Curve", "Survey", "leading", "probe", "survey"]
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
 _SMALLEST = 16  # selection is followed down to this part of a group
 _PROBED = 0.02  # a subspace is probed where it loses about this share of its energy
+_FELT = 1e-3  # and not where it loses less than this: beyond its rank there is nothing to see
 
 
 @dataclass
@@ -44,11 +45,18 @@ class Curve:
     effect: float | None = None  # divergence of the model's output at the probe
 
     def scaled(self) -> Tensor:
-        """The losses in units of the output's divergence: [size + 1]."""
+        """The losses in units of the output's divergence: [size + 1].
+
+        Where the probe had no effect what it removed is free, and nothing is known of less than it kept.
+        """
         if self.effect is None:
             return self.losses
         at = float(self.losses[self.probed])
-        return self.losses * (self.effect / at) if at > 0 else torch.zeros_like(self.losses)
+        if at > 0 and 0 < self.effect < float("inf"):
+            return self.losses * (self.effect / at)
+        free = torch.zeros_like(self.losses)
+        free[: -1 if self.effect > 0 and at > 0 else self.probed] = float("inf")
+        return free
 
 
 @dataclass
@@ -133,7 +141,7 @@ class _Collector:
             basis = optimal_basis(second, gram, RIDGE if subspace.estimated else 0.0)
         losses = basis.losses()
         close = (losses[1:-1] - _PROBED * losses[0]).abs()
-        count = int(close.argmin()) + 1
+        count = int(close.masked_fill(losses[1:-1] < _FELT * losses[0], float("inf")).argmin()) + 1
         self.bases[group.name] = basis
         self.curves[group.name] = Curve(losses, count, leading(group, count))
 
@@ -147,10 +155,11 @@ class _Collector:
             self.curves[group.name] = Curve(losses, half, top(scores, half))
             return
         problems = [problem(self.analysis, c, m, group) for c, m in own]
-        at_half = eliminate(problems, group.shape, half)
-        weights = self._refitted([c for c, _ in own], at_half.weights)
-        rest = eliminate(problems, group.shape, max(1, group.size // _SMALLEST), start=at_half)
-        self.curves[group.name] = Curve(rest.losses, half, at_half.mask, weights)
+        smallest = max(1, group.size // _SMALLEST)
+        probed = _felt(problems, group, half, smallest)
+        weights = self._refitted([c for c, _ in own], probed.weights)
+        rest = eliminate(problems, group.shape, smallest, start=probed)
+        self.curves[group.name] = Curve(rest.losses, probed.count, probed.mask, weights)
 
     def _refitted(self, consumers: Sequence[Consumer], matrices: Sequence[Tensor]) -> dict[str, Tensor]:
         weights = {}
@@ -168,6 +177,23 @@ class _Collector:
         return any(order[c.source] >= order[own[0].node] for c in own)
 
 
+def _felt(problems: Sequence[Problem], group: Group, count: int, smallest: int) -> Elimination:
+    """The state with `count` positions, or with half as many until data, and not the ridge alone, shows a loss: where
+    most neurons are dead a probe of the others' loss must reach them."""
+    before = [p.weight.clone() for p in problems]
+    state = eliminate(problems, group.shape, count)
+    while count > smallest and _shown(problems, before) < float(state.losses[count]) / 2:
+        count = max(smallest, count // 2)
+        state = eliminate(problems, group.shape, count, start=state)
+    return state
+
+
+def _shown(problems: Sequence[Problem], before: Sequence[Tensor]) -> float:
+    """The squared error on the data: tr(D H D^T)."""
+    differences = [(w - p.weight, p.moment) for w, p in zip(before, problems, strict=True)]
+    return sum(float(torch.einsum("gnk,gnk->", d @ h, d)) for d, h in differences)
+
+
 def leading(group: Group, count: int) -> Tensor:
     """The first `count` positions of every row: [*batch, size] bool."""
     return (torch.arange(group.size) < count).expand(group.shape).clone()
@@ -178,7 +204,8 @@ def probe(
 ) -> None:
     """Sets the effect of every curve: the divergence of the model's output on `inputs` when the group alone is cut.
 
-    `analysis` is that of the program whose bases have been changed.
+    `analysis` is that of the program for which the curves hold: for subspaces the one in their bases, for selections
+    the original, whose weights they have refitted.
     """
     names = analysis.program.output_names
     original = Evaluator(analysis.program).run(inputs)

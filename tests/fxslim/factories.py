@@ -74,3 +74,19 @@ class Fused(nn.Module):
 def fused() -> tuple[Any, ...]:
     torch.manual_seed(0)
     return Fused(), (torch.randn(2, 5, FEATURES),), None, ({0: "batch"},)
+
+
+class Bottleneck(nn.Module):
+    """Neurons, and a linear bottleneck in which any basis will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down, self.up = nn.Linear(FEATURES, 64), nn.Linear(64, 20), nn.Linear(20, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(self.enter(x).relu()))
+
+
+def bottleneck() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    return Bottleneck(), (torch.randn(2, FEATURES),), None, ({0: "batch"},)

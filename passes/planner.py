@@ -22,7 +22,7 @@ from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.subspaces import Subspace, find_subspaces
-from fxslim.passes.survey import Survey, leading, probe, survey
+from fxslim.passes.survey import Survey, fitted, leading, probe, survey
 
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
@@ -166,7 +166,7 @@ class _Planner:
 
     def _allocated(self, costs: CostModel) -> dict[Axis, int]:
         assert self.keep is not None and self.batches is not None
-        self.found = survey(self.analysis, self.chosen, self.subspaces, self.batches, self.progress)
+        self.found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
         self.notes += self.found.notes
         self.chosen = [g for g in self.chosen if g.name in self.found.curves]
         if not self.chosen and self.keep < 1:
@@ -221,7 +221,7 @@ class _Planner:
             return self.analysis
         if self.found is None:
             assert self.batches is not None
-            self.found = survey(self.analysis, [], based, self.batches, self.progress)
+            self.found = survey(self.analysis, [], based, fitted(self.batches), self.progress)
         return change_bases(self.analysis, self.found, [s.group.name for s in based])
 
     def _options(self) -> dict[str, Any]:

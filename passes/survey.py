@@ -25,7 +25,7 @@ from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at
 
-__all__ = ["Curve", "Survey", "leading", "probe", "survey"]
+__all__ = ["Curve", "Survey", "fitted", "leading", "probe", "survey"]
 
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
 _SMALLEST = 16  # selection is followed down to this part of a group
@@ -69,20 +69,22 @@ class Survey:
     notes: tuple[str, ...]
 
 
+def fitted(batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+    """All batches but the last one, by which `probe` judges: what was fitted is small on its own data."""
+    return batches[:-1] or batches
+
+
 def survey(
     analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]],
     progress: Progress | None = None,
 ) -> Survey:  # fmt: skip
     """The curves of all groups, from one walk; groups that are no subspaces need consumers with weights.
 
-    The last batch is left out, for `probe` to judge by: what was fitted is small on its own data.
-
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
     own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces)
-    batches = batches[:-1] or batches
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
     for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):
         if progress is not None:

@@ -1,79 +1,139 @@
-"""Perplexity of a causal language model when a share of every FFN and of every value/output dimension is removed.
+"""Quality of every method at equal budgets: perplexity of a causal language model, or accuracy of a classifier, when a
+share of the parameters (or MACs) is removed, without any training.
 
-    python benchmarks/quality.py MODEL_DIR --widths 0.8 0.7 0.5 [--windows 96] [--out FILE]
+    python -m benchmarks.quality MODEL [--removed 0.1 0.2 ...] [--methods best fasp ...] [--out FILE.csv]
 
-MODEL_DIR is a Hugging Face directory with `calib.txt` and `valid.txt`. Protocol: non-overlapping windows of 256
-tokens, mean cross-entropy over all predicted tokens; 64 calibration windows of calib.txt drawn without replacement.
+MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`, or `bundled:digits-resnet`. For language models the
+share is of the parameters under `--blocks`; protocol: non-overlapping windows of 256 tokens, mean cross-entropy over
+all predicted tokens; calibration windows drawn without replacement. Rows that the file holds already are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import fnmatch
+import resource
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from fxslim.api import analyze, apply, make_plan
-from fxslim.data import load_batches
+from fxslim.api import analyze, compress, prove
+from fxslim.data import Batches, load_batches
 from fxslim.evaluate import evaluate
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.costs import CostModel
 from fxslim.graph.evaluate import Evaluator
-from fxslim.graph.program import Program
-from fxslim.sources import load_model
+from fxslim.opening import prepared
+from fxslim.passes.methods import METHODS, settings
+from fxslim.sources import Source, load_model
 
 WINDOW = 256
+COLUMNS = [
+    "model", "method", "removed", "seed", "calibration", "windows", "score", "metric", "kept", "params_kept",
+    "macs_kept", "seconds", "forward_s", "peak_mib", "proof",
+]  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
+    options = _parser().parse_args()
+    source = load_model(options.model)
+    analysis = prepared(source.program)
+    text = (Path(options.model) / "calib.txt").exists()
+    valid = _valid(options, source, text)
+    known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
+    done = {(r["model"], r["method"], float(r["removed"]), int(r["seed"]), int(r["calibration"])) for r in known}
+    name = Path(options.model).name.removeprefix("bundled:")
+    wanted = [("dense", 0.0)] + [(m, r) for r in options.removed for m in options.methods]
+    for method, removed in wanted:
+        for seed in options.seeds if method != "dense" else options.seeds[:1]:
+            if (name, method, removed, seed, options.calibration) in done:
+                continue
+            row = _measure(options, source, analysis, valid, method, removed, seed, text)
+            known.append({**row, "model": name})
+            _write(options.out, known)
+            print(" ".join(f"{k}={v}" for k, v in known[-1].items()), flush=True)
+    return int(any(str(r["proof"]).startswith("NOT") for r in known))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.8, 0.7, 0.5])
-    parser.add_argument("--windows", type=int, default=96, help="evaluation windows, from the start")
-    parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("model")
+    parser.add_argument("--removed", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    source = load_model(str(options.model))
-    analysis = analyze(source.program)
-    everything = load_batches(options.model / "valid.txt", source, window=WINDOW, batch_size=8)
-    valid = replace(everything, inputs=everything.inputs[: options.windows // 8], rows=options.windows // 8 * 8)
+    parser.add_argument("--calibration", type=int, default=64, help="windows, or rows of arrays")
+    parser.add_argument("--windows", type=int, default=96, help="evaluation windows, from the start; 0: all")
+    parser.add_argument("--blocks", default="*.layers.*", help="the weights that the share counts")
+    parser.add_argument("--of", default="params", choices=["params", "macs"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality.csv"))
+    return parser
 
-    def perplexity(program: Program) -> float:
-        score = evaluate(Evaluator(program).run, valid, "causal-lm", output_names=program.output_names)
-        return score.value
 
-    lines = [f"dense: {perplexity(source.program):.2f} on {valid.rows} windows of {WINDOW} tokens", ""]
-    lines += ["| width | seed | parameters | sliced | restored | plan s | restore s |", "|---|---|---|---|---|---|---|"]
-    print("\n".join(lines), flush=True)
-    for width in options.widths:
-        for seed in options.seeds:
-            calibration = load_batches(
-                options.model / "calib.txt",
-                source,
-                window=WINDOW,
-                limit=options.calibration_windows,
-                batch_size=8,
-                seed=seed,
-            )
-            start = time.perf_counter()
-            plan = make_plan(analysis, width=width, importance="fasp", calibration=calibration)
-            planned = time.perf_counter()
-            sliced = perplexity(apply(analysis, plan))
-            begun = time.perf_counter()
-            slim = apply(analysis, plan, "least-squares", calibration)
-            done = time.perf_counter()
-            lines.append(
-                f"| {width} | {seed} | {slim.parameters():,} | {sliced:.2f} | {perplexity(slim):.2f} "
-                f"| {planned - start:.1f} | {done - begun:.1f} |"
-            )
-            print(lines[-1], flush=True)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads\n\n" + "\n".join(lines) + "\n"
-        )
+def _valid(options: argparse.Namespace, source: Source, text: bool) -> Batches:
+    if not text:
+        assert source.evaluation is not None, "the model comes with data to score it by"
+        return load_batches(source.evaluation, source)
+    every = load_batches(Path(options.model) / "valid.txt", source, window=WINDOW, batch_size=8)
+    count = options.windows // 8 or len(every.inputs)
+    return replace(every, inputs=every.inputs[:count], rows=count * 8)
+
+
+def _measure(
+    options: argparse.Namespace, source: Source, analysis: Analysis, valid: Batches, method: str, removed: float,
+    seed: int, text: bool,
+) -> dict[str, Any]:  # fmt: skip
+    program = analysis.program
+    blocks = sum(w.numel for n, w in program.info.items() if w.trainable and fnmatch.fnmatchcase(n, options.blocks))
+    whole = program.parameters()
+    row: dict[str, Any] = {"method": method, "removed": removed, "seed": seed, "calibration": options.calibration}
+    slim, proof = program, ""
+    if method != "dense":
+        calibration = _calibration(options, source, seed, text)
+        start = time.perf_counter()
+        for batch in calibration:
+            Evaluator(program).run(batch)
+        row["forward_s"] = round(time.perf_counter() - start, 1)
+        chosen = settings(method, data=True)
+        keep = 1 - removed * (blocks / whole if text and options.of == "params" else 1)
+        start = time.perf_counter()
+        plan, applied = compress(
+            analysis, keep, of=options.of, importance=chosen.importance, subspace=chosen.subspace,
+            budget=chosen.budget, restore=chosen.restore, calibration=calibration, seed=seed,
+        )  # fmt: skip
+        row["seconds"] = round(time.perf_counter() - start, 1)
+        slim = applied.program
+        found = prove(applied.analysis, plan)
+        proof = f"{'' if found.ok else 'NOT '}{found.max_error:.0e}"
+    share = 1 - (whole - slim.parameters()) / blocks if text else slim.parameters() / whole
+    macs = CostModel(analyze(slim).axes).macs() / CostModel(analysis.axes).macs()
+    score = evaluate(Evaluator(slim).run, valid, source.task, output_names=slim.output_names)
+    return {
+        **row, "windows": valid.rows, "score": round(score.value, 4), "metric": score.name, "kept": round(share, 4),
+        "params_kept": round(slim.parameters() / whole, 4), "macs_kept": round(macs, 4), "proof": proof,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }  # fmt: skip
+
+
+def _calibration(options: argparse.Namespace, source: Source, seed: int, text: bool) -> Batches:
+    if text:
+        path = Path(options.model) / "calib.txt"
+        return load_batches(path, source, window=WINDOW, limit=options.calibration, batch_size=8, seed=seed)
+    assert source.calibration is not None
+    return load_batches(source.calibration, source, limit=options.calibration, seed=seed)
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxslim.export.interface import interface_failures, weight_failures
-from fxslim.export.model_file import load_model
+from fxslim.export.interface import constant_outputs, interface_failures, tensor_outputs, weight_failures
+from fxslim.export.model_file import Constant, finite, load_model
 from fxslim.export.providers import create_session, node_assignments, provider_name, resolve_provider
 from fxslim.export.quality import Quality, measure_quality
 from fxslim.export.reference import run_float64
@@ -58,6 +58,7 @@ class OnnxCheck:
     shapes: tuple[ShapeCheck, ...]
     failures: tuple[str, ...]
     quality: tuple[Quality, ...] = field(default=())
+    constants: dict[str, Constant] = field(default_factory=dict)  # outputs that the file holds as metadata
 
     @property
     def ok(self) -> bool:
@@ -72,6 +73,7 @@ class OnnxCheck:
         skipped = [s for s in self.shapes if s.not_applicable is not None]
         return (
             *(f"the output {name!r} is constant in every run, so that agreeing with it proves little" for name in idle),
+            *(f"the output {k!r} is always {v!r}, and no tensor of the file" for k, v in self.constants.items()),
             *(f"at {_at(s.sizes)} the program itself cannot run: {s.not_applicable}" for s in skipped),
         )
 
@@ -94,6 +96,7 @@ class OnnxCheck:
                 }
                 for s in self.shapes
             ],
+            "constants": {k: finite(v) for k, v in self.constants.items()},
             "failures": list(self.failures),
             "quality": [q.to_dict() for q in self.quality],
         }
@@ -144,7 +147,7 @@ def check_onnx(
         failures.append("ONNX Runtime reports other inputs or outputs than the program has, so nothing was run")
     return OnnxCheck(
         provider_name(ort_provider), dict(counts), tuple(f"{op} x{n}" for op, n in off.most_common()),
-        tolerance, tuple(rows), tuple(failures), tuple(quality),
+        tolerance, tuple(rows), tuple(failures), tuple(quality), constant_outputs(program),
     )  # fmt: skip
 
 
@@ -152,7 +155,7 @@ def _interface_differs(session: Any, program: Program) -> bool:
     """Where names differ, no run is possible; the interface failures say so already."""
     return [i.name for i in session.get_inputs()] != list(program.input_names) or [
         o.name for o in session.get_outputs()
-    ] != list(program.output_names)
+    ] != list(tensor_outputs(program))
 
 
 def _batches(
@@ -213,7 +216,7 @@ def _run_one(
 ) -> ShapeCheck:
     try:
         with torch.no_grad():
-            expected = list(module(*inputs))
+            expected = _tensors(module(*inputs))
     except Exception as error:  # any operator may refuse a size
         return ShapeCheck(sizes, not_applicable=_reason(error))
     try:
@@ -224,9 +227,14 @@ def _run_one(
     got, want = [list(t.shape) for t in found], [list(t.shape) for t in expected]
     if got != want:
         return ShapeCheck(sizes, failure=f"ONNX Runtime returns the shapes {got}, the program {want}")
-    exact = _exact(reference64, inputs)
-    rows = zip(program.output_names, found, expected, exact, strict=True)
+    exact = _tensors(_exact(reference64, inputs))
+    rows = zip(tensor_outputs(program), found, expected, exact, strict=True)
     return ShapeCheck(sizes, tuple(compare(*row, tolerance) for row in rows))
+
+
+def _tensors(outputs: Iterable[Any]) -> list[torch.Tensor]:
+    """Without the outputs that are constants: the metadata of the file is compared with those."""
+    return [value for value in outputs if isinstance(value, torch.Tensor)]
 
 
 def _exact(reference64: Reference, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, MutableMapping
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from fxslim.export.weights import PERMUTATION
 from fxslim.graph.errors import ExportError
 
-__all__ = ["check_dim_names", "clean", "dim_name_is_safe"]
+__all__ = ["check_dim_names", "clean", "dim_name_is_safe", "name_dims"]
 
 # Viewers group nodes by these two; everything else that the exporter attaches is its own debugging aid and holds
 # source lines with absolute paths (up to half of a small file).
@@ -54,6 +55,30 @@ def _strip(props: MutableMapping[str, str]) -> None:
 def dim_name_is_safe(name: str) -> bool:
     """Whether `name` is a name, or a sum, difference or product of names and numbers: safe for a loader to read."""
     return _DIM_NAME.fullmatch(name) is not None
+
+
+def name_dims(model: ir.Model) -> None:
+    """Gives every size that is another expression (a maximum, a quotient, ...) one name of its own: `size_0`, ...
+
+    Equal expressions share a name. The names of the inputs' dimensions are the user's and stay as they are.
+    """
+    taken = {str(d.value) for value in _all_values(model) for d in value.shape or () if not isinstance(d, int)}
+    fresh = (name for i in itertools.count() if not any((name := f"size_{i}") in text for text in taken))
+    given: dict[str, str] = {}
+    inputs = set(model.graph.inputs)
+    for value in _all_values(model):
+        if value.shape is None or value in inputs:
+            continue
+        dims = [d if isinstance(d, int) else d.value for d in value.shape]
+        odd = [d for d in dims if isinstance(d, str) and not dim_name_is_safe(d)]
+        given |= {expression: next(fresh) for expression in odd if expression not in given}
+        if odd:
+            value.shape = ir.Shape([given.get(d, d) if isinstance(d, str) else d for d in dims])
+
+
+def _all_values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from _values(graph)
 
 
 def check_dim_names(model: ir.Model) -> None:

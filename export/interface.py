@@ -13,12 +13,12 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from fxslim.export.clean import dim_name_is_safe
-from fxslim.export.model_file import Interface, guarded, read_interface
+from fxslim.export.model_file import Constant, Interface, guarded, read_constants, read_interface
 from fxslim.export.weights import PERMUTATION, same_data, sizes
 from fxslim.graph.errors import CheckError
 from fxslim.graph.program import Program
 
-__all__ = ["expected_interface", "interface_failures", "weight_failures"]
+__all__ = ["constant_outputs", "expected_interface", "interface_failures", "tensor_outputs", "weight_failures"]
 
 _DTYPES = {
     torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
@@ -36,9 +36,34 @@ def expected_interface(program: Program) -> tuple[tuple[Interface, ...], tuple[I
     )
     outputs = tuple(
         Interface(name, _dtype(value), tuple(d if isinstance(d, int) else None for d in value.shape))
-        for name, value in zip(program.output_names, _output_values(program), strict=True)
+        for name, value in tensor_outputs(program).items()
     )
     return inputs, outputs
+
+
+def tensor_outputs(program: Program) -> dict[str, torch.Tensor]:
+    """The outputs that an ONNX file of `program` returns: example values (fake tensors) by name, in order."""
+    named = zip(program.output_names, program.output_nodes, strict=True)
+    values = ((name, node.meta.get("val")) for name, node in named if isinstance(node, fx.Node))
+    return {name: value for name, value in values if isinstance(value, torch.Tensor)}
+
+
+def constant_outputs(program: Program) -> dict[str, Constant]:
+    """The outputs that are the same for every input: a number, text or nothing. The file holds them as metadata.
+
+    Raises:
+        CheckError: an output is neither a tensor nor a constant: a size, which depends on the inputs.
+    """
+    tensors = tensor_outputs(program)
+    named = zip(program.output_names, program.output_nodes, strict=True)
+    constants = {name: value for name, value in named if name not in tensors}
+    for name, value in constants.items():
+        if not isinstance(value, int | float | str | None):
+            raise CheckError(
+                f"the output {name!r} of the program is {value!r}, neither a tensor nor a constant: no place in ONNX",
+                remedy="wrap the model so that it returns this as a tensor, or not at all",
+            )
+    return constants
 
 
 def _dtype(tensor: torch.Tensor) -> str:
@@ -48,13 +73,6 @@ def _dtype(tensor: torch.Tensor) -> str:
 def _input_dims(program: Program, name: str, tensor: torch.Tensor) -> tuple[int | str | None, ...]:
     dynamic = program.dynamic.get(name, {})
     return tuple(dynamic.get(i, size) for i, size in enumerate(tensor.shape))
-
-
-def _output_values(program: Program) -> list[torch.Tensor]:
-    for name, node in zip(program.output_names, program.output_nodes, strict=True):
-        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
-            raise CheckError(f"the output {name!r} of the program is {node!r}, not a tensor, and has no place in ONNX")
-    return [node.meta["val"] for node in program.output_nodes]
 
 
 def interface_failures(program: Program, model: ir.Model) -> list[str]:
@@ -69,7 +87,14 @@ def interface_failures(program: Program, model: ir.Model) -> list[str]:
             continue
         for have, want in zip(found, expected, strict=True):
             failures.extend(_differences(kind, have, want))
-    return failures
+    return [*failures, *_constant_failures(read_constants(model), constant_outputs(program))]
+
+
+def _constant_failures(found: dict[str, Constant], expected: dict[str, Constant]) -> Iterator[str]:
+    for name in [*expected, *(n for n in found if n not in expected)]:
+        have, want = (repr(values[name]) if name in values else "none" for values in (found, expected))
+        if have != want:  # as text: 0 is not 0.0, and nan is nan
+            yield f"the constant output {name!r} is {have} in the file and {want} in the program"
 
 
 def _differences(kind: str, have: Interface, want: Interface) -> Iterator[str]:

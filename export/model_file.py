@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +15,24 @@ import onnx_ir as ir
 
 from fxslim.graph.errors import InputError
 
-__all__ = ["Interface", "OnnxFile", "describe", "guarded", "load_model", "read_interface"]
+__all__ = [
+    "CONSTANTS",
+    "Constant",
+    "Interface",
+    "OnnxFile",
+    "describe",
+    "finite",
+    "guarded",
+    "load_model",
+    "read_constants",
+    "read_interface",
+]
+
+CONSTANTS = "fxslim.constants"
+"""Metadata of a file: the outputs of its program that are no tensors but constants, as a JSON object by name."""
 
 Dim = int | str | None
+Constant = int | float | str | None
 T = TypeVar("T")
 
 
@@ -41,10 +58,12 @@ class OnnxFile:
     inputs: tuple[Interface, ...]
     outputs: tuple[Interface, ...]
     ops: dict[str, int]  # operator -> number of nodes, subgraphs included, most frequent first
+    constants: dict[str, Constant] = field(default_factory=dict)  # outputs of the program that no run needs to return
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON values; the path is reduced to the file's name."""
-        return {**asdict(self), "path": self.path.name}
+        constants = {name: finite(value) for name, value in self.constants.items()}
+        return {**asdict(self), "path": self.path.name, "constants": constants}
 
 
 def guarded(path: Path, action: Callable[[], T]) -> T:
@@ -100,12 +119,36 @@ def _describe(path: Path, model: ir.Model) -> OnnxFile:
     return OnnxFile(
         path, model.opset_imports[""], model.ir_version, sum(t.nbytes for t in tensors),
         path.stat().st_size + data_bytes, external, inputs, outputs, dict(ops.most_common()),
+        read_constants(model),
     )  # fmt: skip
 
 
 def read_interface(model: ir.Model) -> tuple[tuple[Interface, ...], tuple[Interface, ...]]:
     """The inputs and the outputs of `model`, in order."""
     return tuple(map(_interface, model.graph.inputs)), tuple(map(_interface, model.graph.outputs))
+
+
+def read_constants(model: ir.Model) -> dict[str, Constant]:
+    """The outputs that the file holds as metadata, by name.
+
+    Raises:
+        InputError: the metadata of that name is something else.
+    """
+    text = model.metadata_props.get(CONSTANTS, "{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"the metadata {CONSTANTS!r} of the file is {text[:80]!r}, not a JSON object", remedy="export it again"
+        )
+    return found
+
+
+def finite(value: Constant) -> Constant:
+    """`value` as JSON can hold it: None for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _interface(value: ir.Value) -> Interface:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fxslim.export.interface import tensor_outputs
 from fxslim.graph.program import Program
 
 __all__ = ["Quality", "measure_quality"]
@@ -35,7 +36,7 @@ def measure_quality(
     if original is None or not batches:
         return []
     runs = [(_run(original, batch), _run(slim, batch)) for batch in batches]
-    return [_quality(name, runs) for name in slim.output_names]
+    return [_quality(name, runs) for name in tensor_outputs(slim)]
 
 
 def _run(program: Program, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor] | str:
@@ -45,7 +46,8 @@ def _run(program: Program, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Te
             outputs = program.flat_module().eval()(*inputs)
     except Exception as error:  # an input that changed its size with the pruning does not fit the original
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return dict(zip(program.output_names, outputs, strict=True))
+    named = zip(program.output_names, outputs, strict=True)
+    return {name: value for name, value in named if isinstance(value, torch.Tensor)}
 
 
 def _quality(name: str, runs: Sequence[tuple[Any, Any]]) -> Quality:

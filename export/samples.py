@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def draw_inputs(program: Program, sizes: Mapping[str, int], generator: torch.Gen
     """Flat inputs of the given sizes, drawn like the example: integers in its range, floats with its mean and spread.
 
     An input whose example holds only 0 and 1, mostly 1, is taken for a mask: mostly ones, and ones in front, so that no
-    row is masked altogether.
+    row is masked altogether. Where 1 is the exception, each row keeps its number of ones, in other places: they mark
+    where something else is put in. Columns of floats that hold whole numbers in the example are indices: they stay so.
 
     Raises:
         InputError: a dynamic dimension has no size.
@@ -105,15 +107,57 @@ def _draw(example: torch.Tensor, shape: Sequence[int], generator: torch.Generato
         raise CheckError("complex inputs cannot be drawn", remedy="hand over inputs to check with")
     if _is_mask(example):
         return _mask(shape, generator).to(example.dtype)
+    if _is_marks(example):
+        return _marks(example, shape, generator)
     if example.is_floating_point():
-        wide = example.double()
-        spread = float(wide.std()) if example.numel() > 1 else 1.0
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + wide.mean()
-        return drawn.to(example.dtype)
+        return _floats(example, shape, generator)
     if example.dtype is torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
+    return _integers(example, shape, generator).to(example.dtype)
+
+
+def _floats(example: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Values with the mean and spread of the example; columns of whole numbers in the range that they have."""
+    wide = example.double()
+    columns = _whole_columns(wide) if wide.shape[-1:] == torch.Size(shape[-1:]) else []
+    others = [i for i in range(shape[-1]) if i not in columns] if columns else []
+    rest = wide[..., others] if others else wide
+    spread = float(rest.std()) if rest.numel() > 1 else 1.0
+    drawn = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * spread + rest.mean()
+    for column in columns:
+        drawn[..., column] = _integers(wide[..., column], shape[:-1], generator).double()
+    return drawn.to(example.dtype)
+
+
+def _whole_columns(wide: torch.Tensor) -> list[int]:
+    """The positions of the last dimension that hold whole numbers, not all the same (a constant may be anything)."""
+    if wide.dim() < 2 or not wide.numel():
+        return []
+    rows = wide.flatten(0, -2)
+    whole, varied = (rows == rows.round()).all(0), (rows != rows[:1]).any(0)
+    alike = varied if not bool(whole.all()) else varied.any().expand_as(varied)
+    return [int(i) for i in (whole & alike).nonzero().flatten()]
+
+
+def _integers(example: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
-    return torch.randint(min(low, 0), high + 1, tuple(shape), generator=generator, dtype=torch.int64).to(example.dtype)
+    return torch.randint(min(low, 0), high + 1, tuple(shape), generator=generator, dtype=torch.int64)
+
+
+def _is_marks(example: torch.Tensor) -> bool:
+    """Whether an input holds 0 and 1 in rows of several positions, and is none of the masks above."""
+    if example.is_floating_point() or not example.numel() or example.dim() == 0 or example.shape[-1] < 2:
+        return False
+    return bool(((example == 0) | (example == 1)).all())
+
+
+def _marks(example: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Rows with as many ones as a row of the example has, or as there are positions, in random places."""
+    counts = (example != 0).sum(-1).flatten()
+    rows = math.prod(shape[:-1])
+    order = torch.rand(rows, shape[-1], generator=generator).argsort(-1).argsort(-1)  # a permutation in each row
+    wanted = counts.repeat(-(-rows // counts.numel()))[:rows]
+    return (order < wanted[:, None]).reshape(tuple(shape)).to(example.dtype)
 
 
 def _is_mask(example: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,14 +14,15 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize
-from torch import fx
 from torch.export import Dim, ExportedProgram
 
-from fxslim.export.clean import check_dim_names, clean
+from fxslim.export.clean import check_dim_names, clean, name_dims
 from fxslim.export.files import data_name, replace_model
-from fxslim.export.model_file import OnnxFile, describe
+from fxslim.export.interface import constant_outputs, tensor_outputs
+from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
+from fxslim.export.rewrites import as_onnx_can_say_it
 from fxslim.export.weights import fold_transposes, mark_weights
-from fxslim.graph.errors import ExportError, InputError
+from fxslim.graph.errors import CheckError, ExportError, InputError
 from fxslim.graph.program import Program
 
 __all__ = ["DEFAULT_OPSET", "OPSETS", "ExternalData", "export_onnx"]
@@ -43,6 +45,8 @@ def export_onnx(
 ) -> OnnxFile:
     """What was written to `path`: an ONNX model with the program's names of inputs, outputs, weights and dimensions.
 
+    Outputs that are constants (a number, text, nothing) are not returned by the file; its metadata `fxslim.constants`
+    holds them as a JSON object by name.
     Weights go to `<name>.onnx_data` beside it where they exceed 2 GB, or always. An existing model is replaced.
 
     Raises:
@@ -65,12 +69,13 @@ def export_onnx(
 
 
 def _require_tensors(program: Program) -> None:
-    for name, node in zip(program.output_names, program.output_nodes, strict=True):
-        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
-            raise ExportError(
-                f"the output {name!r} is {node!r}, and ONNX returns only tensors",
-                remedy="wrap the model so that it returns tensors alone",
-            )
+    try:
+        constants = constant_outputs(program)
+    except CheckError as error:
+        raise ExportError(error.what, remedy=error.remedy) from error
+    if not tensor_outputs(program):
+        listed = ", ".join(f"{name!r} is {value!r}" for name, value in constants.items()) or "there are none"
+        raise ExportError(f"no output is a tensor: {listed}", remedy="wrap the model so that it returns a tensor")
 
 
 def _build(program: Program, opset: int) -> ir.Model:
@@ -79,12 +84,15 @@ def _build(program: Program, opset: int) -> ir.Model:
         model = _torch_onnx_export(program, exported, opset)
     mark_weights(model, program.weights)
     clean(model)
+    name_dims(model)
+    if constants := constant_outputs(program):
+        model.metadata_props[CONSTANTS] = json.dumps(constants)
     return model
 
 
 def _torch_export(program: Program) -> ExportedProgram:
     """With named dimensions first; where the exporter finds them too strict (a maximum, a multiple), anonymous ones."""
-    module = _with_separate_outputs(_with_copies_before_reshapes(program.flat_module())).eval()
+    module = as_onnx_can_say_it(program.flat_module()).eval()
     makers: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in makers if program.dynamic else makers[:1]:
@@ -99,36 +107,6 @@ def _torch_export(program: Program) -> ExportedProgram:
         f"torch.export cannot trace the program again: {_reason(problem)}",
         remedy="if a pass changed the program, this is a defect of the pass: dump the graph after each pass to find it",
     ) from problem
-
-
-def _with_copies_before_reshapes(module: fx.GraphModule) -> fx.GraphModule:
-    """Copies what was permuted before it is reshaped. The exporter turns a reshape into a view where the strides that
-    it predicts allow one, and fails where they come out differently after its decompositions; ONNX drops the copy."""
-    aten = torch.ops.aten
-    permuting = (aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int)
-    for node in module.graph.find_nodes(op="call_function", target=aten.reshape.default):
-        source = node.args[0]
-        if isinstance(source, fx.Node) and source.target in permuting:
-            with module.graph.inserting_before(node):
-                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
-                node.replace_input_with(source, module.graph.call_function(aten.clone.default, (source,), options))
-    module.recompile()
-    return module
-
-
-def _with_separate_outputs(module: fx.GraphModule) -> fx.GraphModule:
-    """Copies whatever is returned twice, or is an input or a weight: the exporter would rename one of the two."""
-    (output,) = module.graph.find_nodes(op="output")
-    seen: set[fx.Node] = set()
-    results: list[fx.Node] = []
-    with module.graph.inserting_before(output):
-        for node in output.args[0]:
-            shared = node in seen or node.op in ("placeholder", "get_attr")
-            seen.add(node)
-            results.append(module.graph.call_function(torch.ops.aten.clone.default, (node,)) if shared else node)
-    output.args = (tuple(results),)
-    module.recompile()
-    return module
 
 
 def _dynamic_shapes(program: Program, make: Callable[[str], Any]) -> tuple[dict[int, Any] | None, ...]:
@@ -148,7 +126,7 @@ def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) 
             exported,
             dynamo=True,
             input_names=list(program.input_names),
-            output_names=list(program.output_names),
+            output_names=list(tensor_outputs(program)),
             opset_version=opset,
             dynamic_shapes=_dynamic_shapes(program, lambda name: name),
             optimize=False,
@@ -207,7 +185,7 @@ def _require_opset(model: ir.Model, opset: int) -> None:
 def _require_names(program: Program, model: ir.Model) -> None:
     for kind, found, wanted in (
         ("inputs", model.graph.inputs, program.input_names),
-        ("outputs", model.graph.outputs, program.output_names),
+        ("outputs", model.graph.outputs, tuple(tensor_outputs(program))),
     ):
         names = [str(value.name) for value in found]
         if names != list(wanted):

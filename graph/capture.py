@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from fxslim.graph.constants import fold_items
 from fxslim.graph.errors import CaptureError
 from fxslim.graph.normalize import normalize
 from fxslim.graph.program import DynamicShapes, Program, Weight, WeightStore
@@ -94,6 +95,8 @@ def capture_exported(
     )  # fmt: skip
     program.dynamic = _dynamic_dims(program, dict(dim_names or {}))
     normalize(program)
+    specs = exported.graph_signature.input_specs
+    fold_items(program, {canonical.get(t := str(s.target), t) for s in specs if s.kind is InputKind.CONSTANT_TENSOR})
     for name in set(program.info) - set(program.weight_nodes()):  # what was normalised away takes its weights along
         del program.weights[name]
         del program.info[name]

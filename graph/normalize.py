@@ -281,6 +281,26 @@ def _cat(node: fx.Node) -> None:
         node.args = (kept, *node.args[1:])
 
 
+def _transposed_product(node: fx.Node) -> None:
+    """x @ W^T is a linear layer without a bias, which statistics and refits know as one."""
+    source, transposed = node.args
+    assert isinstance(source, fx.Node) and isinstance(transposed, fx.Node)
+    weight = transposed.args[0] if transposed.op == "call_function" else None
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or weight.meta["val"].dim() != 2:
+        return
+    if _swaps(transposed) and source.meta["val"].dim() > 0:
+        node.target, node.args = aten.linear.default, (source, weight)
+
+
+def _swaps(node: fx.Node) -> bool:
+    """Whether a call on a matrix swaps its two dimensions."""
+    if node.target in (aten.t.default, aten.numpy_T.default):
+        return True
+    if node.target is aten.transpose.int:
+        return len({d % 2 for d in _listed(node.args[1:])}) == 2
+    return node.target is aten.permute.default and [d % 2 for d in _listed(node.args[1])] == [1, 0]
+
+
 _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_ASSERTIONS, _erase),
     **dict.fromkeys(_IDENTITIES, _forward_input),
@@ -292,6 +312,8 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.squeeze_copy.dim: _squeeze,
     aten.squeeze_copy.dims: _squeeze,
     **dict.fromkeys(_NAMES, _plain_name),
+    aten.matmul.default: _transposed_product,
+    aten.mm.default: _transposed_product,
     aten.pad.default: _pad,
     aten.cat.default: _cat,
     aten.rsub.Scalar: _reversed_subtraction,

@@ -50,10 +50,8 @@ def allocate(
             continue
         counts[group.axis] = hulls[group.name][step + 1]
         now = costs.of(of, counts)
-        if now <= keep * total:
-            _refine(group, hulls[group.name][step], keep * total, counts, costs, of, round_to)
-            _give_back(groups, hulls, curves, keep * total, counts, costs, of, round_to)
         _offer(queue, index, group, step + 1, hulls, curves, counts, costs, of, now)
+    _give_back([g for g in groups if counts[g.axis] < g.size], curves, keep * total, counts, costs, of, round_to)
     if now > (keep + TOLERANCE) * total:
         raise PlanError(
             f"keep={keep:g} of the {of} cannot be met: with all cuttable groups at their smallest "
@@ -64,36 +62,22 @@ def allocate(
 
 
 def _give_back(
-    groups: Sequence[Group], hulls: Mapping[str, list[int]], curves: Mapping[str, Tensor], budget: float,
-    counts: dict[Axis, int], costs: CostModel, of: Target, round_to: int,
+    groups: Sequence[Group], curves: Mapping[str, Tensor], budget: float, counts: dict[Axis, int], costs: CostModel,
+    of: Target, round_to: int,
 ) -> None:  # fmt: skip
-    """The last step may be large: what it leaves of the budget goes to the other groups, first where a unit of it saves
-    most."""
-    above = {g.axis: min((n for n in hulls[g.name] if n > counts[g.axis]), default=0) for g in groups}
-    now = costs.of(of, counts)
-
-    def regained(group: Group) -> float:
-        more, curve = above[group.axis], curves[group.name]
-        price = costs.of(of, {**counts, group.axis: more}) - now
-        return float(curve[counts[group.axis]] - curve[more]) / price if price > 0 else 0.0
-
-    for group in sorted((g for g in groups if above[g.axis]), key=regained, reverse=True):
-        for size in (n for n in reversed(hulls[group.name]) if n > counts[group.axis]):
-            if costs.of(of, {**counts, group.axis: size}) > budget:
-                _refine(group, size, budget, counts, costs, of, round_to)
-                break
-            counts[group.axis] = size
-
-
-def _refine(
-    group: Group, above: int, budget: float, counts: dict[Axis, int], costs: CostModel, of: Target, round_to: int
-) -> None:  # fmt: skip
-    """Gives a group as much back as the budget holds, to less than `above` positions."""
-    unit = step_of(group, round_to)
-    for size in range(above - above % unit, counts[group.axis], -unit):
-        if size < above and costs.of(of, {**counts, group.axis: size}) <= budget:
-            counts[group.axis] = size
+    """Steps are coarse: what they saved too much goes back, always where one unit more regains most."""
+    units = {g.name: step_of(g, round_to) for g in groups}
+    while True:
+        fitting = []
+        for group in groups:
+            count = counts[group.axis]
+            more = min(group.size, count + units[group.name])
+            if count < more and costs.of(of, {**counts, group.axis: more}) <= budget:
+                fitting.append((float(curves[group.name][count] - curves[group.name][more]), more, group.axis))
+        if not fitting:
             return
+        _, more, axis = max(fitting, key=lambda f: f[0])
+        counts[axis] = more
 
 
 def _offer(

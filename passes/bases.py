@@ -11,7 +11,7 @@ from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.change_basis import ChangeBasis, bases_of
 from fxslim.passes.plan import Plan
 from fxslim.passes.subspaces import find_subspaces
-from fxslim.passes.survey import Survey, survey
+from fxslim.passes.survey import Survey, fitted, survey
 
 __all__ = ["change_bases", "in_bases"]
 
@@ -44,4 +44,4 @@ def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]]
     if len(found) < len(groups):
         why = refused[0] if refused else "another basis would change its function"
         raise PlanError(f"the plan keeps subspaces of groups that have none: {why}")
-    return change_bases(analysis, survey(analysis, [], found, batches), missing)
+    return change_bases(analysis, survey(analysis, [], found, fitted(batches)), missing)

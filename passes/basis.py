@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "optimal_basis"]
+__all__ = ["Basis", "optimal_basis", "rotation"]
 
 _TINY = 1e-13  # eigenvalues below this share of the largest are rounding
 
@@ -60,3 +60,21 @@ def optimal_basis(second: Tensor, gram: Tensor, ridge: float = 0.0) -> Basis:
     energy, directions = torch.linalg.eigh((inner + inner.mT) / 2)
     energy, directions = energy.flip(-1).clamp(min=0), directions.flip(-1)
     return Basis(directions.mT @ root, unroot @ directions, energy * scale.squeeze(-1))
+
+
+def rotation(second: Tensor, gram: Tensor) -> Basis:
+    """The basis among rotations, for an axis that both sides hold in one and the same place (queries and keys of one
+    fused weight): the principal directions of both together, ordered by what each costs alone.
+
+    It is not the least cost of all bases: a rotation cannot weigh the two sides against each other.
+    """
+
+    def normed(matrix: Tensor) -> Tensor:
+        return matrix / matrix.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-300)[..., None, None]
+
+    directions = torch.linalg.eigh(normed(second) + normed(gram)).eigenvectors
+    energy = torch.einsum("...ij,...ik,...kj->...j", directions, second, directions)
+    energy = energy * torch.einsum("...ij,...ik,...kj->...j", directions, gram, directions)
+    order = energy.argsort(dim=-1, descending=True)
+    directions = torch.gather(directions, -1, order.unsqueeze(-2).expand_as(directions))
+    return Basis(directions.mT, directions, energy.gather(-1, order).clamp(min=0))

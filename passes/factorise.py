@@ -23,7 +23,7 @@ from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.consumers import CALLS, Consumer, consumer_of
 from fxslim.passes.same import verify_same_function
 
-__all__ = ["Factorise"]
+__all__ = ["Factorise", "factorisable"]
 
 aten = torch.ops.aten
 _SHOWN = 12  # names in a message
@@ -105,11 +105,20 @@ class _Candidates:
             return "its rank is 1, there is nothing to cut"
         return found
 
+    def names(self) -> list[str]:
+        """All that can."""
+        return [name for name in self.nodes if isinstance(self.find(name), Consumer)]
+
     def listed(self) -> str:
         """The names of all that can, as a remedy."""
-        names = [name for name in self.nodes if isinstance(self.find(name), Consumer)]
+        names = self.names()
         more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
         return f"these can be: {', '.join(names[:_SHOWN])}{more}" if names else "no weight of this program can be"
+
+
+def factorisable(analysis: Analysis) -> list[str]:
+    """The names of the weights that can become pairs."""
+    return _Candidates(analysis).names()
 
 
 def _sides(consumer: Consumer, shape: tuple[int, ...]) -> tuple[int, int]:

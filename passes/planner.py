@@ -12,17 +12,17 @@ from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
-from fxslim.passes.budget import BUDGETS, Budget, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.subspaces import Subspace, find_subspaces
-from fxslim.passes.survey import Survey, leading, probe, survey
+from fxslim.passes.survey import Survey, fitted, leading, probe, survey
 
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
@@ -167,15 +167,24 @@ class _Planner:
 
     def _allocated(self, costs: CostModel) -> dict[Axis, int]:
         assert self.keep is not None and self.batches is not None
-        self.found = survey(self.analysis, self.chosen, self.subspaces, self.batches, self.progress)
+        self.found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
         self.notes += self.found.notes
         self.chosen = [g for g in self.chosen if g.name in self.found.curves]
+        if not self.chosen and self.keep < 1:
+            why = self.notes[0] if self.notes else "it has no group that may be cut"
+            raise PlanError(f"nothing of the model can be cut by data: {why}", remedy="try --method magnitude")
         changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
         for analysis, based in ((changed, True), (self.analysis, False)):
             own = {n: c for n, c in self.found.curves.items() if (n in self.found.bases) == based}
-            probe(analysis, own, self.batches[0], self.progress)
+            probe(analysis, own, self.batches[-1], self.progress)
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
-        return allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+        counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+        share = costs.of(self.of, counts) / costs.of(self.of)
+        if share < self.keep - TOLERANCE:
+            self.notes.append(
+                f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
+            )
+        return counts
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""
@@ -219,7 +228,7 @@ class _Planner:
             return self.analysis
         if self.found is None:
             assert self.batches is not None
-            self.found = survey(self.analysis, [], based, self.batches, self.progress)
+            self.found = survey(self.analysis, [], based, fitted(self.batches), self.progress)
         return change_bases(self.analysis, self.found, [s.group.name for s in based])
 
     def _options(self) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Subspace:
     group: Group
     sides: tuple[Side, ...]
     weights: tuple[tuple[str, int, bool], ...]
-    constant_reader: bool  # the calls that sum over it add a constant: what is left out may keep its mean
+    constant_reader: bool  # weights with biases read it: what is left out may keep its mean
+    rotations: bool = False  # only rotations are left: both sides hold the axis in one and the same place
 
     @property
     def estimated(self) -> bool:
@@ -64,12 +65,12 @@ class Gathered:
 
 
 def find_subspaces(analysis: Analysis, groups: Sequence[Group]) -> tuple[list[Subspace], list[str]]:
-    """The groups among `groups` whose basis may be changed, and in words why others of general symmetry may not."""
+    """The groups among `groups` whose basis may be changed, and in words why others may not that have the symmetry."""
     places = orientations(analysis.axes)
     constants = weight_like(analysis.program.graph)
     found, refused = [], []
     for group in groups:
-        if group.symmetry is Symmetry.GENERAL and group.prunable and group.size > 1:
+        if group.symmetry in (Symmetry.GENERAL, Symmetry.ORTHOGONAL) and group.prunable and group.size > 1:
             try:
                 found.append(_subspace(analysis, group, places, frozenset(constants)))
             except AnalysisError as error:
@@ -85,6 +86,8 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
     if not operands:
         raise AnalysisError("nothing sums over it")
     nodes = analysis.program.weight_nodes()
+    if group.symmetry is Symmetry.ORTHOGONAL:
+        return _rotated(analysis, group, operands, constants)
     found = {key: places.place(*key, group.axis) for key in dict.fromkeys((o, d) for _, o, d in operands)}
     on_weights = {
         (name, dim): places.place(node, dim, group.axis)
@@ -102,6 +105,19 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
         raise AnalysisError("weights that sum over it stand on both sides")
     biased = all(_adds_constant(analysis, c, group.axis, constants) for c in contractions)
     return Subspace(group, sides, weights, reader[0] in constants and biased)
+
+
+def _rotated(
+    analysis: Analysis, group: Group, operands: Sequence[tuple[CallAxes, fx.Node, int]], constants: frozenset[fx.Node]
+) -> Subspace:
+    """A rotation is its own inverse transpose: of two operands either may be said to read the axis."""
+    sides = tuple(Side(c.node, o, d, bool(i % 2), o in constants) for i, (c, o, d) in enumerate(operands))
+    on_weights = tuple(
+        (name, dim, False)
+        for name, node in analysis.program.weight_nodes().items()
+        for dim in holders(analysis.axes.dims(node), group.axis)
+    )
+    return Subspace(group, sides, on_weights, False, rotations=True)
 
 
 def _sums_over(analysis: Analysis, call: CallAxes, axis: Axis) -> bool:

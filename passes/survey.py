@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
-from fxslim.passes.basis import Basis, optimal_basis
+from fxslim.passes.basis import Basis, optimal_basis, rotation
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import position_scores, problem, top
@@ -25,7 +25,7 @@ from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at
 
-__all__ = ["Curve", "Survey", "leading", "probe", "survey"]
+__all__ = ["Curve", "Survey", "fitted", "leading", "probe", "survey"]
 
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
 _SMALLEST = 16  # selection is followed down to this part of a group
@@ -67,6 +67,11 @@ class Survey:
     bases: dict[str, Basis]
     subspaces: tuple[Subspace, ...]
     notes: tuple[str, ...]
+
+
+def fitted(batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+    """All batches but the last one, by which `probe` judges: what was fitted is small on its own data."""
+    return batches[:-1] or batches
 
 
 def survey(
@@ -131,7 +136,11 @@ class _Collector:
         group, found = subspace.group, self._gathered.pop(subspace.group.name)
         assert found.living is not None and found.reading is not None
         second = found.living.centred() if subspace.constant_reader else found.living.second
-        basis = optimal_basis(second, found.reading.second, RIDGE if subspace.estimated else 0.0)
+        gram = found.reading.second
+        if subspace.rotations:
+            basis = rotation(second, gram)
+        else:
+            basis = optimal_basis(second, gram, RIDGE if subspace.estimated else 0.0)
         losses = basis.losses()
         close = (losses[1:-1] - _PROBED * losses[0]).abs()
         count = int(close.masked_fill(losses[1:-1] < _FELT * losses[0], float("inf")).argmin()) + 1

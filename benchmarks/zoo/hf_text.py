@@ -95,7 +95,7 @@ DECODERS = {
         "OlmoForCausalLM Olmo2ForCausalLM OlmoeForCausalLM FlexOlmoForCausalLM CohereForCausalLM "
         "GraniteForCausalLM GraniteMoeForCausalLM GraniteMoeSharedForCausalLM "
         "Starcoder2ForCausalLM BioGptForCausalLM XGLMForCausalLM "
-        "MambaForCausalLM FalconMambaForCausalLM RwkvForCausalLM xLSTMForCausalLM "
+        "MambaForCausalLM FalconMambaForCausalLM RwkvForCausalLM "
         "FalconH1ForCausalLM "
         "Dots1ForCausalLM DiffLlamaForCausalLM "
         "DogeForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM GlmForCausalLM Glm4ForCausalLM "
@@ -111,6 +111,8 @@ DECODERS = {
     ),
     "GPTNeoForCausalLM": Row(PLAIN, {"attention_types": [[["global", "local"], 1]]}),
     "StableLmForCausalLM": Row(PLAIN, {"partial_rotary_factor": 0.5}),
+    # Step by step: the library's own kernel for whole chunks calls a tensor as if it were a function.
+    "xLSTMForCausalLM": Row(PLAIN, {"chunk_size": 16}),
     "Mamba2ForCausalLM": Row(PLAIN, {"num_heads": 4, "head_dim": 24, "n_groups": 2}),
     "JambaForCausalLM": Row(PLAIN, {"attn_layer_period": 2, "attn_layer_offset": 1}),
     "BambaForCausalLM": Row(PLAIN, {"attn_layer_indices": [1]}),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxslim.export.check import check_onnx
+from fxslim.export.model_file import CONSTANTS
 from fxslim.export.to_onnx import export_onnx
 from fxslim.graph.capture import capture
 from fxslim.graph.errors import CheckError, InputError
@@ -131,6 +132,25 @@ def test_a_dimension_that_became_static_is_named(mlp: Exported, tmp_path: Path) 
 
     result = check_onnx(mlp.program, edited(mlp, tmp_path, edit))
     assert "the input 'x' of the file has 4 as dimension 0, the program batch" in result.failures
+
+
+def test_a_constant_output_with_another_value_is_named(tmp_path: Path) -> None:
+    class WithLoss(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return x + 1, 0
+
+    program = capture(WithLoss(), (torch.randn(2, 3),))
+    path = export_onnx(program, tmp_path / "m.onnx").path
+    for text, found in (('{"output_1": 0.0}', "0.0"), ("{}", "none"), ('{"output_1": 0, "x": 1}', "1")):
+        model = onnx.load(str(path))
+        onnx.helper.set_model_props(model, {CONSTANTS: text})
+        onnx.save(model, str(path))
+        (failure,) = check_onnx(program, path).failures
+        assert f"is {found} in the file" in failure
+    onnx.helper.set_model_props(model, {CONSTANTS: "[1]"})
+    onnx.save(model, str(path))
+    with pytest.raises(InputError, match="not a JSON object"):
+        check_onnx(program, path)
 
 
 def test_a_dimension_name_that_is_code_is_named(mlp: Exported, tmp_path: Path) -> None:

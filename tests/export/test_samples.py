@@ -74,3 +74,40 @@ def test_a_dimension_that_is_a_sum_of_others_follows_them() -> None:
 def test_a_missing_size_is_an_input_error(attention: Exported) -> None:
     with pytest.raises(InputError, match="'sequence'"):
         draw_inputs(attention.program, {"batch": 3}, generator())
+
+
+def test_columns_of_whole_numbers_stay_in_the_range_of_the_example() -> None:
+    """A table that is read by row and column, both handed over as floats."""
+    places = torch.cartesian_prod(torch.arange(1.0, 4.0), torch.arange(0.0, 5.0)).expand(2, -1, -1)
+    example = torch.cat([places, torch.randn(2, 15, 6)], -1)
+    program = capture(nn.ReLU(), (example,), {}, ({0: "batch"},))
+    (drawn,) = draw_inputs(program, {"batch": 50}, generator())
+    for column, most in ((0, 3), (1, 4)):
+        assert set(drawn[..., column].unique().tolist()) == set(map(float, range(most + 1)))
+    assert float(drawn[..., 2:].std()) == pytest.approx(float(example[..., 2:].std()), rel=SPREAD)
+
+
+def test_rare_ones_keep_their_number_in_each_row() -> None:
+    """What is put in where the mask says so has as many values as the mask has ones."""
+
+    class PutIn(nn.Module):
+        def forward(self, x: torch.Tensor, places: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+            return x.index_put((places.bool(),), found.flatten(0, 1))
+
+    places = torch.zeros(2, 9, dtype=torch.int64)
+    places[:, 2:5] = 1
+    program = capture(PutIn(), (torch.randn(2, 9, 4), places, torch.randn(2, 3, 4)))
+    drawn = draw_inputs(program, {}, generator())
+    assert drawn[1].dtype is torch.int64 and drawn[1].sum(-1).tolist() == [3, 3]
+    assert not torch.equal(drawn[1], places)
+    program.flat_module()(*drawn)
+
+
+def test_flags_of_one_position_take_both_values() -> None:
+    class Not(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return ~x
+
+    program = capture(Not(), (torch.zeros(2, 1, dtype=torch.bool),), {}, ({0: "batch"},))
+    (drawn,) = draw_inputs(program, {"batch": 50}, generator())
+    assert set(drawn.unique().tolist()) == {False, True}

@@ -136,6 +136,52 @@ def test_an_output_that_is_no_tensor_is_refused(mlp: Exported, tmp_path: Path) -
         export_onnx(program, tmp_path / "m.onnx")
 
 
+def test_an_output_that_is_a_size_is_refused(tmp_path: Path) -> None:
+    class Count(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return x + 1, 2 * x.shape[0]
+
+    program = capture(Count(), (torch.randn(2, 3),), {}, ({0: "batch"},))
+    with pytest.raises(ExportError, match=r"'output_1'.*neither a tensor nor a constant"):
+        export_onnx(program, tmp_path / "m.onnx")
+
+
+class Constants(torch.nn.Module):
+    """Constants before, between and behind tensors."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"loss": 0, "first": x + 1, "rate": 0.5, "none": None, "second": 2 * x, "text": "sum"}
+
+
+def test_outputs_that_are_constants_are_metadata_of_the_file(tmp_path: Path) -> None:
+    program = capture(Constants(), (torch.randn(2, 3),), {}, ({0: "batch"},))
+    file = export_onnx(program, tmp_path / "m.onnx")
+    assert [o.name for o in file.outputs] == ["first", "second"]
+    assert file.constants == {"loss": 0, "rate": 0.5, "none": None, "text": "sum"}
+    result = check_onnx(program, file.path, original=program)
+    assert result.ok, result.failures
+    assert result.constants == file.constants == result.to_dict()["constants"]
+    assert [q.name for q in result.quality] == ["first", "second"]
+    assert any("'loss' is always 0" in note for note in result.notes)
+
+
+def test_a_size_that_is_no_sum_or_product_gets_one_name(tmp_path: Path) -> None:
+    """Strides divide: `(height - 1)//2 + 1` is no name that every loader can read."""
+
+    class Strides(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            half = torch.nn.functional.avg_pool2d(x, 3, stride=2)
+            return half, half * 2, torch.nn.functional.avg_pool2d(x, 2, stride=3)
+
+    program = capture(Strides(), (torch.randn(2, 3, 11, 11),), {}, ({0: "batch", 2: "height"},))
+    file = export_onnx(program, tmp_path / "m.onnx")
+    assert [o.dims for o in file.outputs] == [
+        ("batch", 3, "size_0", 5), ("batch", 3, "size_0", 5), ("batch", 3, "size_1", 4),
+    ]  # fmt: skip
+    result = check_onnx(program, file.path)
+    assert result.ok, result.failures
+
+
 def test_outputs_that_share_a_tensor_keep_their_names(tmp_path: Path) -> None:
     class Shared(torch.nn.Module):
         def __init__(self) -> None:

@@ -19,9 +19,13 @@ from fxslim.graph.capture import capture
 from fxslim.graph.errors import CaptureError, FxslimError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.graph.program import Program
+from fxslim.passes.bases import change_bases
+from fxslim.passes.factorise import Factorise, factorisable
 from fxslim.passes.plan import Cut, Plan
-from fxslim.passes.prepare import PREPARATIONS, prepare
+from fxslim.passes.prepare import ALWAYS, SPLIT, prepare
 from fxslim.passes.prune import Prune
+from fxslim.passes.subspaces import find_subspaces
+from fxslim.passes.survey import survey
 from tests.fuzz.grammar import Built, Example, Text, build, seeded
 from tests.fuzz.onnx_check import check_export
 from tests.fuzz.zeroed import by_weights, zeroed_outputs
@@ -136,6 +140,8 @@ def examine_program(built: Built, program: Program, outcome: Outcome, *, onnx: b
             _identity(analysis, program.example_inputs)
         with _stage(outcome, "prepare"):
             _prepared(analysis, inputs, outcome.seed)
+        with _stage(outcome, "bases"):
+            _based(analysis, inputs, outcome.seed)
     slim = _plans(built, analysis, inputs, outcome, 3 if thorough else 2) or program
     if onnx:
         with _stage(outcome, "onnx"):
@@ -147,11 +153,27 @@ def examine_program(built: Built, program: Program, outcome: Outcome, *, onnx: b
 
 def _prepared(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -> None:
     """The prepared program computes the same (the passes raise where it does not) and is cut rightly."""
-    prepared = prepare(analysis, tuple(PREPARATIONS))
-    groups = [g for g in prepared.prunable if g.size > 1]
-    if prepared is not analysis and groups:
-        plan = random_plan(prepared, seed, groups)
-        _proof(prepared, plan, Prune(plan)(prepared).program, inputs)
+    prepared = prepare(analysis, (*ALWAYS, SPLIT))
+    weights = random.Random(seed).sample(found := factorisable(prepared), min(2, len(found)))
+    if weights:
+        prepared = prepare(prepared, [Factorise(tuple(weights)).spec()])
+    if prepared is not analysis:
+        _cut(prepared, inputs, seed)
+
+
+def _based(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -> None:
+    """The program in other bases computes the same (the pass raises where it does not) and is cut rightly."""
+    subspaces, _ = find_subspaces(analysis, analysis.prunable)
+    if subspaces:
+        found = survey(analysis, [], subspaces, inputs)
+        _cut(change_bases(analysis, found, tuple(found.bases)), inputs, seed)
+
+
+def _cut(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -> None:
+    """A random plan is proven."""
+    if groups := [g for g in analysis.prunable if g.size > 1]:
+        plan = random_plan(analysis, seed, groups)
+        _proof(analysis, plan, Prune(plan)(analysis).program, inputs)
 
 
 def _plans(

@@ -14,11 +14,12 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.opening import open_model, saved_program
 from fxslim.outputs import verify_manifest
-from fxslim.pipeline import SlimOptions, Unwatched, default_importance, slim
+from fxslim.passes.methods import Settings, settings
+from fxslim.pipeline import SlimOptions, Unwatched, slim
 from fxslim.sources import load_model
 from tests.fxslim.factories import CLASSIFIER, FEATURES, write_data
 
-STEPS = ["load", "capture", "analyze", "data", "plan", "prove", "apply", "evaluate", "export", "check", "latency"]
+STEPS = ["load", "capture", "analyze", "data", "plan", "apply", "prove", "evaluate", "export", "check", "latency"]
 
 
 class Recorder(Unwatched):
@@ -95,16 +96,9 @@ def test_the_command_says_what_was_asked(options: SlimOptions, monkeypatch: pyte
     assert seen == [options]
 
 
-def test_the_default_importance(data: str) -> None:
-    batches = pipeline.read_data(load_model(CLASSIFIER), data, window=None)
-    assert default_importance(batches) == "fasp"
-    assert default_importance(None) == "magnitude"
-
-
-def test_the_default_importance_of_text(tiny_opt: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox " * 60)
-    assert default_importance(pipeline.read_data(load_model(str(tiny_opt)), text, window=16)) == "fasp"
+def test_the_default_method_depends_on_the_data() -> None:
+    assert settings(data=True) == settings("best", data=True)
+    assert settings(data=False) == Settings("magnitude", False, "uniform", None)
 
 
 def test_a_saved_program_is_found_in_a_result(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,35 @@ def test_types_are_those_of_the_model(how: str, dtype: torch.dtype) -> None:
     assert double.dtype is torch.float64
     torch.testing.assert_close(double.float(), model(x).detach())
     assert how == "empty" or analyze(program).unknown_ops == {}
+
+
+@pytest.mark.parametrize(
+    "transposed",
+    [lambda w: w.T, lambda w: w.t(), lambda w: w.transpose(0, -1), lambda w: w.permute(1, 0), lambda w: w.mT],
+    ids=["T", "t", "transpose", "permute", "mT"],
+)
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)], ids=str)
+def test_a_product_with_a_transposed_weight_is_a_linear_layer(
+    transposed: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ transposed(self.weight)
+
+    model, x = Product(), torch.randn(shape)
+    program = capture(model, (x,))
+    assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [torch.ops.aten.linear.default]
+    torch.testing.assert_close(Evaluator(program).run([x])[0], model(x))
+
+
+def test_a_product_of_activations_stays_one() -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x.T
+
+    program = capture(Product(), (torch.randn(3, 4),))
+    assert torch.ops.aten.linear.default not in [n.target for n in program.graph.nodes]

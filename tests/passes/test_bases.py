@@ -21,7 +21,7 @@ from fxslim.passes.bases import change_bases, in_bases
 from fxslim.passes.change_basis import bases_of
 from fxslim.passes.plan import FORMAT, Cut, Plan
 from fxslim.passes.prune import Prune
-from fxslim.passes.survey import probe, survey
+from fxslim.passes.survey import fitted, probe, survey
 from tests.models.nets import captured
 from tests.passes.blocks import BLOCKS, opened, subspaces_of
 
@@ -182,10 +182,11 @@ def test_selections_are_probed_where_their_weights_belong(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(planner, "allocate", watched)
     make_plan(analysis, 0.6, importance="obs", subspace=True, budget="global", calibration=batches)
-    found = survey(analysis, [g for g in analysis.prunable if g.size > 1], subspaces_of(analysis), batches)
+    groups = [g for g in analysis.prunable if g.size > 1]
+    found = survey(analysis, groups, subspaces_of(analysis), fitted(batches))
     rank = {"down.weight[0]": found.curves.pop("down.weight[0]")}
-    probe(analysis, found.curves, batches[0])
-    probe(change_bases(analysis, found, tuple(rank)), rank, batches[0])
+    probe(analysis, found.curves, batches[-1])
+    probe(change_bases(analysis, found, tuple(rank)), rank, batches[-1])
     assert seen.keys() == {"enter.weight[0]", "down.weight[0]"}
     for name, curve in {**found.curves, **rank}.items():
         torch.testing.assert_close(seen[name], curve.scaled())

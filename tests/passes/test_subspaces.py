@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.evaluate import Evaluator
+from fxslim.passes.change_basis import ChangeBasis
 from fxslim.passes.statistics import CalibrationWalk
 from fxslim.passes.subspaces import Gathered, Subspace, find_subspaces, gather_at
+from fxslim.passes.survey import survey
 from tests.models.modules import rotate
 from tests.models.nets import captured
 from tests.passes.blocks import BLOCKS, Heads, opened, subspaces_of
@@ -129,7 +131,21 @@ def test_rotary_embeddings_leave_values_alone(analyse: Analyse) -> None:
     assert [s.group.kind for s in subspaces_of(analysis)] == ["value dims"]
 
 
-def test_a_weight_on_both_sides_has_none(analyse: Analyse) -> None:
+def turned(analysis: Analysis, name: str, batches: list[tuple[Tensor, ...]]) -> None:
+    """Only rotations are left for the group, and one changes the weights but not what they compute."""
+    (subspace,) = [s for s in find_subspaces(analysis, analysis.groups)[0] if s.group.name == name]
+    assert subspace.rotations
+    bases = survey(analysis, [], [subspace], batches).bases
+    matrix = bases[name].forward
+    torch.testing.assert_close(matrix @ bases[name].backward, torch.eye(matrix.shape[-1]).double())
+    changed = ChangeBasis.of([subspace], bases)(analysis).program
+    assert not torch.allclose(changed.weights[subspace.weights[0][0]], analysis.program.weights[subspace.weights[0][0]])
+    for batch in batches:
+        wanted = Evaluator(analysis.program, dtype=torch.float64).run(batch)[0]
+        torch.testing.assert_close(Evaluator(changed, dtype=torch.float64).run(batch)[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_on_both_sides_may_be_rotated(analyse: Analyse) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -138,12 +154,10 @@ def test_a_weight_on_both_sides_has_none(analyse: Analyse) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(F.linear(x, self.w), self.w.t())
 
-    analysis = analyse(Tied(), torch.randn(3, 8))
-    found, _ = find_subspaces(analysis, analysis.groups)
-    assert found == []
+    turned(analyse(Tied(), torch.randn(3, 8)), "w[0]", [(torch.randn(3, 8),), (torch.randn(3, 8),)])
 
 
-def test_one_projection_as_queries_and_keys_has_none(analyse: Analyse) -> None:
+def test_one_projection_as_queries_and_keys_may_be_rotated(analyse: Analyse) -> None:
     class Symmetric(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -153,9 +167,7 @@ def test_one_projection_as_queries_and_keys_has_none(analyse: Analyse) -> None:
             q = self.qk(x)
             return (q @ q.transpose(1, 2)).softmax(-1) @ self.v(x)
 
-    analysis = analyse(Symmetric(), torch.randn(2, 3, 8))
-    found, _ = find_subspaces(analysis, analysis.groups)
-    assert "qk.weight[0]" not in {s.group.name for s in found}
+    turned(analyse(Symmetric(), torch.randn(2, 3, 8)), "qk.weight[0]", [(torch.randn(2, 3, 8),)])
 
 
 def test_a_cache_of_the_user_refuses_by_name() -> None:

@@ -1,0 +1,81 @@
+"""What is written differently before export, because the exporter or a runtime would get it wrong; values stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxslim.export.complex import split_complex
+
+__all__ = ["as_onnx_can_say_it"]
+
+aten = torch.ops.aten
+
+_MAXIMUM_POOLS = (
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default,
+    aten.max_pool1d_with_indices.default, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default,
+)  # fmt: skip
+
+
+def as_onnx_can_say_it(module: fx.GraphModule) -> fx.GraphModule:
+    """`module`, rewritten in place: the same tensors for the same inputs, in a form that survives the way to ONNX."""
+    for rewrite in _REWRITES:
+        rewrite(module.graph)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def _copy_before_reshapes(graph: fx.Graph) -> None:
+    """Copies what was permuted before it is reshaped. The exporter turns a reshape into a view where the strides that
+    it predicts allow one, and fails where they come out differently after its decompositions; ONNX drops the copy."""
+    permuting = (aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int)
+    for node in graph.find_nodes(op="call_function", target=aten.reshape.default):
+        source = node.args[0]
+        if isinstance(source, fx.Node) and source.target in permuting:
+            with graph.inserting_before(node):
+                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                node.replace_input_with(source, graph.call_function(aten.clone.default, (source,), options))
+
+
+def _pad_apart_from_maximum(graph: fx.Graph) -> None:
+    """Pads in one more dimension what a maximum pool reads. ONNX Runtime (pull request 18136, still in 1.31) moves a
+    Pad by zeros into the MaxPool that follows, which pads with minus infinity: a window of negative values at the
+    border comes out differently. With a Squeeze between them it does not."""
+    for node in graph.find_nodes(op="call_function", target=aten.constant_pad_nd.default):
+        value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
+        if value == -math.inf or not any(user.target in _MAXIMUM_POOLS for user in node.users):
+            continue
+        with graph.inserting_before(node):
+            wide = graph.call_function(aten.unsqueeze.default, (node.args[0], 0))
+            padded = graph.call_function(aten.constant_pad_nd.default, (wide, *node.args[1:]), node.kwargs)
+            node.replace_all_uses_with(graph.call_function(aten.squeeze.dims, (padded, [0])))
+        graph.erase_node(node)
+
+
+def _tensors_alone(graph: fx.Graph) -> None:
+    """Returns no constants: ONNX has tensors only, and the metadata of the file keeps the others."""
+    (output,) = graph.find_nodes(op="output")
+    output.args = (tuple(value for value in output.args[0] if isinstance(value, fx.Node)),)
+
+
+def _separate_outputs(graph: fx.Graph) -> None:
+    """Copies whatever is returned twice, or is an input or a weight: the exporter would rename one of the two."""
+    (output,) = graph.find_nodes(op="output")
+    seen: set[fx.Node] = set()
+    results: list[fx.Node] = []
+    with graph.inserting_before(output):
+        for node in output.args[0]:
+            shared = node in seen or node.op in ("placeholder", "get_attr")
+            seen.add(node)
+            results.append(graph.call_function(aten.clone.default, (node,)) if shared else node)
+    output.args = (tuple(results),)
+
+
+_REWRITES: tuple[Callable[[fx.Graph], None], ...] = (
+    split_complex, _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum, _separate_outputs,
+)  # fmt: skip

@@ -1,0 +1,32 @@
+"""What is written differently before export: the file computes what the program does, in the runtime as it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxslim.export.check import check_onnx
+from fxslim.export.to_onnx import export_onnx
+from fxslim.graph.capture import capture
+
+
+class PaddedPool(nn.Module):
+    """Zeros around what is negative everywhere: they win the maximum at the border."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.pad = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)[rank - 1](1, 0.0)
+        self.pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[rank - 1](3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.pad(-x.abs() - 1))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_zeros_that_a_maximum_pool_reads_stay_zeros(tmp_path: Path, rank: int) -> None:
+    program = capture(PaddedPool(rank), (torch.randn(2, 3, *[7] * rank),), {}, ({0: "batch"},))
+    result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
+    assert result.ok, result.failures

@@ -24,6 +24,7 @@ __all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versio
 
 FORMAT = 1
 IDLE_MASKS = "masking the removed units changed no output on these inputs, so that agreement says nothing"
+DEAD_UNITS = "what is cut was dead: the comparison was repeated with noise on all weights"
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "safetensors", "numpy")
 
 
@@ -111,7 +112,7 @@ def proof_facts(proof: Proof) -> dict[str, Any]:
         "effect": proof.effect,
         "outputs": [asdict(o) for o in proof.outputs],
         "inexact": list(proof.inexact),
-        "notes": [] if proof.conclusive else [IDLE_MASKS],
+        "notes": [*([] if proof.conclusive else [IDLE_MASKS]), *([DEAD_UNITS] if proof.shaken else [])],
     }
 
 

@@ -281,6 +281,14 @@ def _cat(node: fx.Node) -> None:
         node.args = (kept, *node.args[1:])
 
 
+def _clamp(node: fx.Node) -> None:
+    """Whole bounds of floating point numbers are written as such: the ONNX exporter promotes 1 beside 0.5 to a tensor,
+    for which there is no overload."""
+    source, *bounds = node.args
+    if isinstance(source, fx.Node) and source.meta["val"].is_floating_point():
+        node.args = (source, *(float(b) if isinstance(b, int) else b for b in bounds))
+
+
 def _transposed_product(node: fx.Node) -> None:
     """x @ W^T is a linear layer without a bias, which statistics and refits know as one."""
     source, transposed = node.args
@@ -312,6 +320,7 @@ _HANDLERS: dict[object, Callable[[fx.Node], None]] = {
     aten.squeeze_copy.dim: _squeeze,
     aten.squeeze_copy.dims: _squeeze,
     **dict.fromkeys(_NAMES, _plain_name),
+    aten.clamp.default: _clamp,
     aten.matmul.default: _transposed_product,
     aten.mm.default: _transposed_product,
     aten.pad.default: _pad,

@@ -54,6 +54,7 @@ WAVES = {
             "reduction_factor": 1,
             "speaker_embedding_dim": 12,
             "encoder_max_relative_position": 8,
+            "speech_decoder_prenet_dropout": 0.0,  # drawn at inference too
         },
     ),
     "MoonshineForConditionalGeneration": Row(

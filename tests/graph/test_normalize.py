@@ -108,3 +108,15 @@ def test_a_product_of_activations_stays_one() -> None:
 
     program = capture(Product(), (torch.randn(3, 4),))
     assert torch.ops.aten.linear.default not in [n.target for n in program.graph.nodes]
+
+
+def test_whole_bounds_of_a_clamp_are_exported(tmp_path: Path) -> None:
+    class Bounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clamp(0.25, 1)
+
+    x = torch.linspace(-2, 2, 9)
+    program = capture(Bounded(), (x,))
+    torch.testing.assert_close(Evaluator(program).run([x])[0], x.clamp(0.25, 1), rtol=0, atol=0)
+    export_onnx(program, tmp_path / "model.onnx")
+    assert check_onnx(program, tmp_path / "model.onnx").ok

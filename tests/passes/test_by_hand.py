@@ -157,6 +157,20 @@ def test_a_proof_in_which_masking_changes_nothing_is_none() -> None:
     assert not proof.ok and not proof.conclusive
 
 
+def test_dead_units_are_cut_with_a_proof_on_noisy_weights() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias[2:5] = -100.0  # never above zero
+    analysis = analyze(capture(model, (torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),)))
+    (group,) = [g for g in analysis.prunable if g.size == 6]
+    dead = Plan(analysis.program.fingerprint(), (Cut(group.name, group.kind, 6, 3, (), (0, 1, 5)),))
+    proof = prove(analysis, dead)
+    assert proof.ok and proof.shaken and proof.max_error <= 1e-12
+    assert "what is cut was dead" in str(proof)
+    whole = Plan(analysis.program.fingerprint(), (Cut(group.name, group.kind, 6, 3, (), (2, 3, 4)),))
+    assert not prove(analysis, whole).shaken
+
+
 class Recurrent(nn.Module):
     """Two layers in both directions, read by a linear one."""
 

@@ -18,7 +18,7 @@ from fxslim.export.model_file import Constant, finite, load_model
 from fxslim.export.providers import create_session, node_assignments, provider_name, resolve_provider
 from fxslim.export.quality import Quality, measure_quality
 from fxslim.export.reference import run_float64
-from fxslim.export.samples import Sizes, default_shapes, draw_inputs, example_sizes, single_variations
+from fxslim.export.samples import Sizes, default_shapes, draw_inputs, example_sizes, reordered_rows, single_variations
 from fxslim.export.tolerance import Comparison, Tolerance, compare, tolerance_for
 from fxslim.export.weights import tensor_to_numpy
 from fxslim.graph.errors import CheckError, InputError
@@ -140,6 +140,10 @@ def check_onnx(
         rows = _run_all(program, session, batches, reference64, tolerance)
         if shapes is None and inputs is None and _too_few(rows):
             more = list(_batches(program, single_variations(program), None, seed))
+            batches, rows = [*batches, *more], [*rows, *_run_all(program, session, more, reference64, tolerance)]
+        rolled = reordered_rows(program) if shapes is None and inputs is None and _too_few(rows) else None
+        if rolled is not None:
+            more = [(example_sizes(program), rolled)]
             batches, rows = [*batches, *more], [*rows, *_run_all(program, session, more, reference64, tolerance)]
         failures.extend(_run_failures(rows))
         quality = measure_quality(original, program, [i for (_, i), r in zip(batches, rows, strict=True) if r.outputs])

@@ -13,7 +13,7 @@ from torch import fx
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.program import Program
 
-__all__ = ["Sizes", "default_shapes", "draw_inputs", "example_sizes", "single_variations"]
+__all__ = ["Sizes", "default_shapes", "draw_inputs", "example_sizes", "reordered_rows", "single_variations"]
 
 Sizes = dict[str, int]
 """A size for every dynamic dimension, by name."""
@@ -45,6 +45,15 @@ def single_variations(program: Program) -> list[Sizes]:
     """The example's sizes with one dimension changed: for programs in which the dimensions depend on each other."""
     example = example_sizes(program)
     return [{**example, name: 2 * size + 1} for name, size in example.items()] if len(example) > 1 else []
+
+
+def reordered_rows(program: Program) -> list[torch.Tensor] | None:
+    """The example inputs with their rows in another order, for programs that no drawn inputs fit (corners of a box that
+    must ascend); None where there is a single row, or the inputs disagree on their number."""
+    rows = {t.shape[0] for t in program.example_inputs if t.dim() > 0}
+    if len(rows) != 1 or rows == {1}:
+        return None
+    return [t.roll(1, 0) if t.dim() > 0 else t for t in program.example_inputs]
 
 
 def draw_inputs(program: Program, sizes: Mapping[str, int], generator: torch.Generator) -> list[torch.Tensor]:

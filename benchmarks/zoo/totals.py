@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 
 from benchmarks.zoo.measure import Row
 
@@ -26,7 +27,7 @@ def totals(rows: Sequence[Row]) -> str:
         lines.append(_line("all", rows))
     short = [r for r in rows if r.status != "ok"]
     lines += ["", f"## Short of `ok`: {len(short)}", ""] if short else []
-    lines += [f"- {r.library} {r.model}: **{r.status}**. {r.reason}" for r in sorted(short, key=_place)]
+    lines += [f"- {r.library} {r.model}: **{r.status}**. {shorten(r.reason, 300)}" for r in sorted(short, key=_place)]
     return "\n".join(lines) + "\n"
 
 

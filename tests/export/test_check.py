@@ -321,3 +321,25 @@ def test_a_bound_of_infinity_is_no_failure_and_an_infinity_that_came_from_nowher
     assert check_onnx(unbounded, path, provider="cpu").ok
     failures = check_onnx(bounded, path, provider="cpu").failures
     assert any("holds plus infinity" in failure for failure in failures)
+
+
+class Boxes(nn.Module):
+    """Looks the width of a box up: no drawn corners fit, since they must ascend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths = nn.Embedding(4, 3)
+
+    def forward(self, corners: torch.Tensor) -> torch.Tensor:
+        return self.widths(corners[:, 1] - corners[:, 0])
+
+
+@pytest.mark.parametrize(("corners", "ok"), [([[0, 3], [5, 6], [7, 9]], True), ([[5, 6]], False)])
+def test_rows_in_another_order_are_run_where_no_drawn_inputs_fit(
+    tmp_path: Path, corners: list[list[int]], ok: bool
+) -> None:
+    program = capture(Boxes(), (torch.tensor(corners),))
+    file = export_onnx(program, tmp_path / "model.onnx")
+    result = check_onnx(program, file.path, provider="cpu")
+    assert result.ok is ok
+    assert len([row for row in result.shapes if row.not_applicable is None]) == (2 if ok else 1)

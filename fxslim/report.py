@@ -24,7 +24,7 @@ __all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versio
 
 FORMAT = 1
 IDLE_MASKS = "masking the removed units changed no output on these inputs, so that agreement says nothing"
-DEAD_UNITS = "what is cut was dead: the comparison was repeated with noise on all weights"
+DEAD_UNITS = "what is cut was dead: the comparison was repeated with random weights"
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "safetensors", "numpy")
 
 

@@ -157,7 +157,7 @@ def test_a_proof_in_which_masking_changes_nothing_is_none() -> None:
     assert not proof.ok and not proof.conclusive
 
 
-def test_dead_units_are_cut_with_a_proof_on_noisy_weights() -> None:
+def test_dead_units_are_cut_with_a_proof_on_random_weights() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():
         model[0].bias[2:5] = -100.0  # never above zero

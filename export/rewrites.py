@@ -57,6 +57,37 @@ def _pad_apart_from_maximum(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
+def _attention_in_four(graph: fx.Graph) -> None:
+    """Attention over more or fewer than four dimensions, in four: the exporter knows no other."""
+    for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        query, key, value, *rest = node.args
+        rank = node.meta["val"].dim()
+        mask = rest[0] if rest else node.kwargs.get("attn_mask")
+        leading = [int(s) if isinstance(s, int) else -1 for s in query.meta["val"].shape[: rank - 3]]
+        alike = all(x.meta["val"].shape[: rank - 3] == query.meta["val"].shape[: rank - 3] for x in (key, value))
+        if rank == 4 or rank < 3 or not alike or leading.count(-1) > 1:
+            continue
+        if mask is not None and mask.meta["val"].dim() > min(2, rank - 1):
+            continue  # of more than queries and keys: the exporter says what it cannot do
+        with graph.inserting_before(node):
+            parts = [_in_four(graph, x, rank) for x in (query, key, value)]
+            four = graph.call_function(node.target, (*parts, *rest), node.kwargs)
+            back: fx.Node
+            if rank == 3:
+                back = graph.call_function(aten.squeeze.dims, (four, [1]))
+            else:
+                back = graph.call_function(aten.unflatten.int, (four, 0, leading))
+        node.replace_all_uses_with(back)
+        graph.erase_node(node)
+
+
+def _in_four(graph: fx.Graph, node: fx.Node, rank: int) -> fx.Node:
+    """A value of `rank` dimensions with one of size 1 for the heads, or its leading dimensions as one."""
+    if rank == 3:
+        return graph.call_function(aten.unsqueeze.default, (node, 1))
+    return graph.call_function(aten.flatten.using_ints, (node, 0, rank - 4))
+
+
 def _tensors_alone(graph: fx.Graph) -> None:
     """Returns no constants: ONNX has tensors only, and the metadata of the file keeps the others."""
     (output,) = graph.find_nodes(op="output")
@@ -77,5 +108,6 @@ def _separate_outputs(graph: fx.Graph) -> None:
 
 
 _REWRITES: tuple[Callable[[fx.Graph], None], ...] = (
-    split_complex, _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum, _separate_outputs,
+    split_complex, _attention_in_four, _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum,
+    _separate_outputs,
 )  # fmt: skip

@@ -30,3 +30,24 @@ def test_zeros_that_a_maximum_pool_reads_stay_zeros(tmp_path: Path, rank: int) -
     program = capture(PaddedPool(rank), (torch.randn(2, 3, *[7] * rank),), {}, ({0: "batch"},))
     result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
     assert result.ok, result.failures
+
+
+class Attention(nn.Module):
+    """Attention as its inputs have it: without a dimension for heads, or with several before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 3, 5, 6), (2, 3, 4, 5, 6), (2, 2, 3, 4, 5, 6)], ids=len)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_attention_over_any_number_of_dimensions_is_exported(
+    tmp_path: Path, shape: tuple[int, ...], dynamic: bool
+) -> None:
+    program = capture(Attention(), (torch.randn(shape),), {}, ({0: "batch"},) if dynamic else None)
+    result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
+    assert result.ok, result.failures

@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo models zoo fuzz wheel clean
+.PHONY: help install test check format demo models zoo bench-quality fuzz wheel clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
 
 install: $(VENV)/.dev ## Create .venv with everything that development needs
 
@@ -49,6 +49,9 @@ zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over tor
 	PYTHONPATH=build/transformers4 $(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS) || status=1; \
 	$(BIN)/python -W ignore -m benchmarks.zoo --library transformers $(ZOO_ARGS) || status=1; \
 	exit $$status
+
+bench-quality: $(VENV)/.dev ## Every method at equal budgets on MODEL, a directory with calib.txt and valid.txt
+	$(BIN)/python -W ignore -m benchmarks.quality $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

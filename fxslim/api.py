@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 from torch import Tensor
@@ -112,6 +112,8 @@ def apply_plan(
     analysis, batches = _analysis(program), _listed(calibration)
     if restore not in (None, "least-squares", "none"):
         raise InputError(f"unknown restoration {restore!r}", remedy="choose least-squares or none")
+    if restore is None and plan.options.get("restore") == "none":
+        restore = "none"  # the plan's method does not restore
     wanted = restore == "least-squares" or (restore is None and batches is not None)
     if not wanted:
         analysis = in_bases(analysis, plan, batches)
@@ -139,6 +141,8 @@ def compress(
     """
     analysis, batches = _analysis(program), _listed(calibration)
     made = plan_and_restore(analysis, keep, calibration=batches, **options)
+    if restore is not None:  # so that applying the plan again does the same
+        made = replace(made, plan=replace(made.plan, options={**made.plan.options, "restore": restore}))
     if made.restoration is not None and restore in (None, "least-squares"):
         program = Prune(made.plan, restored=made.restoration.weights)(made.analysis).program
         return made.plan, Applied(program, made.restoration, made.analysis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,7 @@ def plan(
             budget=chosen.budget, calibration=data, round_to=round_to, groups=c.split(groups),
             keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, progress=shown.progress,
         )  # fmt: skip
+        made = replace(made, options={**made.options, "restore": chosen.restore})
     if out is not None:
         write_text_atomic(out, made.to_json())
     if json:
@@ -133,11 +135,9 @@ def apply(
             shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
         )
         chosen.selection(analysis)  # refuses a plan of another model before anything costs time
-        data = (
-            None
-            if restore == "none"
-            else calibration_of(source, calibration, samples=samples, window=window, seed=seed)
-        )
+        data = None
+        if restore != "none" or chosen.subspaces:
+            data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
         shown.step("apply")
         applied = apply_plan(analysis, chosen, restore, data, shown.progress)
         _fill(applied.program, directory)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, analyze
@@ -13,7 +15,17 @@ from fxslim.passes.plan import Plan
 from fxslim.passes.subspaces import find_subspaces
 from fxslim.passes.survey import Survey, fitted, survey
 
-__all__ = ["change_bases", "in_bases"]
+__all__ = ["change_bases", "digest", "in_bases"]
+
+
+def digest(batches: Sequence[Sequence[Tensor]]) -> str:
+    """A hash of calibration data: values, shapes and types."""
+    result = hashlib.sha256()
+    for batch in batches:
+        for value in batch:
+            result.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            result.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
 
 
 def change_bases(analysis: Analysis, found: Survey, names: Sequence[str]) -> Analysis:
@@ -38,6 +50,11 @@ def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]]
         raise InputError(
             f"the plan keeps a subspace of {missing[0]!r}, whose basis comes from calibration data",
             remedy="give `calibration=` (--calibration FILE): the data that the plan was made with",
+        )
+    if plan.options.get("data") not in (None, digest(batches)):
+        raise InputError(
+            "the calibration data is not what the plan was made with: the bases of its subspaces would be others",
+            remedy="give the same file, samples, window and seed, or make a new plan",
         )
     groups = [analysis.group(name) for name in missing]
     found, refused = find_subspaces(analysis, groups)

@@ -28,6 +28,7 @@ __all__ = [
     "position_scores",
     "problem",
     "scores_for",
+    "sums_once",
     "top",
 ]
 
@@ -144,6 +145,13 @@ def problem(analysis: Analysis, consumer: Consumer, moment: SecondMoment, group:
     return Problem(
         torch.cat([weight, bias], 2), moment.matrix, torch.cat([owner, torch.full_like(owner[:, :1], -1)], 1)
     )
+
+
+def sums_once(consumer: Consumer, group: Group) -> bool:
+    """Whether every column of a consumer belongs to one position of the group: not where the axis is multiplied with
+    itself."""
+    found = coordinates(consumer.features)
+    return all(len(found.get(axis, ())) == 1 for axis in (*group.batch, group.axis))
 
 
 def owners(consumer: Consumer, group: Group) -> Tensor:

@@ -117,7 +117,7 @@ class Plan:
                     int(c["count"]),
                     tuple(c["batch"]),
                     _tuples(c["kept"]),
-                    bool(c.get("subspace", False)),
+                    _truth(c.get("subspace", False)),
                 )
                 for c in data["cuts"]
             )
@@ -156,6 +156,12 @@ class Plan:
             for c in self.cuts
         ]
         return "\n".join([f"plan for {self.fingerprint[:12]}", *rows])
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"subspace is true or false, not {value!r}")
+    return value
 
 
 def _refuse_cycles(kept: Mapping[Any, Kept]) -> None:

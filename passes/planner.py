@@ -14,10 +14,10 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
-from fxslim.passes.bases import change_bases
+from fxslim.passes.bases import change_bases, digest
 from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, top
+from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
@@ -148,12 +148,22 @@ class _Planner:
         left = [g for g in self.chosen if g not in weighted]
         self.notes += [f"{g.name} ({g.kind}) stays whole: no weight sums over it, data does not judge it" for g in left]
         self.chosen = weighted
+        if self.importance == "obs" or self.budget == "global":
+            self._leave_products_out(based)
         if self.groups is None:
             outer = {axis for g in weighted for axis in g.batch}
             heads = [g for g in weighted if g.axis in outer or g.kind in ("heads", "key-value heads")]
             self.notes += [f"{g.name} ({g.kind}) stays whole: what lies inside it is cut" for g in heads]
-            self.chosen = [g for g in weighted if g not in heads]
+            self.chosen = [g for g in self.chosen if g not in heads]
         self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
+
+    def _leave_products_out(self, based: set[str]) -> None:
+        """Second-order selection has one position for each column."""
+        consumers = {c.node.name: c for c in find_consumers(self.analysis.axes)[0]}
+        own = {g.name: [consumers[n] for n in g.consumers if n in consumers] for g in self.chosen}
+        left = [g for g in self.chosen if g.name not in based and not all(sums_once(c, g) for c in own[g.name])]
+        self.notes += [f"{g.name} ({g.kind}) stays whole: it is multiplied with itself" for g in left]
+        self.chosen = [g for g in self.chosen if g not in left]
 
     def counts(self) -> dict[Axis, int]:
         """How many positions each chosen group keeps."""
@@ -177,6 +187,13 @@ class _Planner:
         for analysis, based in ((changed, True), (self.analysis, False)):
             own = {n: c for n, c in self.found.curves.items() if (n in self.found.bases) == based}
             probe(analysis, own, self.batches[-1], self.progress)
+        idle = [name for name, curve in self.found.curves.items() if not curve.effect]
+        if self.found.curves and len(idle) == len(self.found.curves) and self.keep < 1:
+            raise PlanError(
+                "a global budget has nothing to go by: no cut that was tried changed a floating point output",
+                remedy="give --budget uniform, or other calibration data",
+            )
+        self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
         share = costs.of(self.of, counts) / costs.of(self.of)
@@ -236,6 +253,7 @@ class _Planner:
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,
             "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
+            "data": digest(self.batches) if self.subspaces and self.batches else None,
         }  # fmt: skip
 
 

@@ -61,8 +61,8 @@ class Proof:
 
     @property
     def conclusive(self) -> bool:
-        """Whether masking changed anything: where it did not, agreement says nothing (or the plan cuts nothing)."""
-        return not self.cuts or self.effect > 0
+        """Whether masking changed more than rounding does (or the plan cuts nothing): else agreement says nothing."""
+        return not self.cuts or self.effect > self.tolerance
 
     @property
     def exact(self) -> bool:
@@ -95,7 +95,7 @@ def prove(
         raise CheckError("there are no inputs: nothing can be compared", remedy="give at least one set of inputs")
     errors = _errors(analysis, plan, sets)
     cuts, shaken = sum(c.count < c.size for c in plan.cuts), False
-    if cuts and not any(o.effect > 0 for o in errors):
+    if cuts and not any(o.effect > tolerance for o in errors):  # zero, or rounding
         with suppress(CheckError):  # random weights may overflow: then the proof stays inconclusive
             errors, shaken = errors + _errors(_shaken(analysis), plan, sets), True
     return Proof(tuple(errors), tolerance, cuts, inexact_places(analysis, plan), shaken)

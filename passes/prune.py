@@ -35,7 +35,7 @@ class Prune(Pass):
         self.plan.selection(analysis)
         if missing := [name for name in self.plan.subspaces if name not in bases_of(analysis.program)]:
             raise PlanError(
-                f"the plan keeps a subspace of {missing[0]!r} (and {len(missing) - 1} more), whose basis is not known",
+                f"the plan keeps subspaces of {len(missing)} groups, {missing[0]!r} first, whose bases are not known",
                 rule="a basis comes from calibration data",
                 remedy="give the calibration data that the plan was made with",
             )

@@ -34,7 +34,10 @@ class SecondMoment:
         columns = columns if columns.dtype == torch.float64 else columns.float()  # half precision overflows in sums
         ones = columns.new_ones(*columns.shape[:2], 1)
         extended = torch.cat([columns, ones], dim=2)
-        return SecondMoment((extended.transpose(1, 2) @ extended).double())
+        matrix = extended.transpose(1, 2) @ extended
+        if not bool(matrix.isfinite().all()):
+            raise InputError("squares of activations overflow", remedy="check the calibration data for extreme values")
+        return SecondMoment(matrix.double())
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
         return SecondMoment(self.matrix + other.matrix)

@@ -40,7 +40,6 @@ class Subspace:
     group: Group
     sides: tuple[Side, ...]
     weights: tuple[tuple[str, int, bool], ...]
-    constant_reader: bool  # weights with biases read it: what is left out may keep its mean
     rotations: bool = False  # only rotations are left: both sides hold the axis in one and the same place
 
     @property
@@ -103,8 +102,7 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
     weights = tuple((name, dim, colour == flipped) for (name, dim), (_, colour) in on_weights.items())
     if not all(s.reads for s in sides if s.constant):
         raise AnalysisError("weights that sum over it stand on both sides")
-    biased = all(_adds_constant(analysis, c, group.axis, constants) for c in contractions)
-    return Subspace(group, sides, weights, reader[0] in constants and biased)
+    return Subspace(group, sides, weights)
 
 
 def _rotated(
@@ -117,7 +115,7 @@ def _rotated(
         for name, node in analysis.program.weight_nodes().items()
         for dim in holders(analysis.axes.dims(node), group.axis)
     )
-    return Subspace(group, sides, on_weights, False, rotations=True)
+    return Subspace(group, sides, on_weights, rotations=True)
 
 
 def _sums_over(analysis: Analysis, call: CallAxes, axis: Axis) -> bool:
@@ -132,12 +130,6 @@ def _operands(analysis: Analysis, call: CallAxes, axis: Axis) -> Iterator[tuple[
     if len(found) != 2:
         raise AnalysisError(f"{call.node.name} sums over {len(found)} operands that hold it, not two")
     yield from found
-
-
-def _adds_constant(analysis: Analysis, call: CallAxes, axis: Axis, constants: frozenset[fx.Node]) -> bool:
-    """Whether a call has a bias. The values of attention are none: its scores have no constant to hold a mean."""
-    others = [o for o in call.operands if not holders(analysis.axes.dims(o), axis)]
-    return bool(others) and bool(call.rule.costs) and all(o in constants for o in others)
 
 
 def gather_at(

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
+from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.basis import Basis, optimal_basis, rotation
 from fxslim.passes.consumers import Consumer, find_consumers
@@ -135,8 +136,11 @@ class _Collector:
     def _subspace(self, subspace: Subspace) -> None:
         group, found = subspace.group, self._gathered.pop(subspace.group.name)
         assert found.living is not None and found.reading is not None
-        second = found.living.centred() if subspace.constant_reader else found.living.second
-        gram = found.reading.second
+        second, gram = found.living.second, found.reading.second
+        if not bool(second.isfinite().all() and gram.isfinite().all()):
+            raise InputError(
+                f"the second moments of {group.name!r} overflow", remedy="check the calibration data for extreme values"
+            )
         if subspace.rotations:
             basis = rotation(second, gram)
         else:

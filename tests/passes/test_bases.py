@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxslim.api import apply, apply_plan, compress, make_plan, prove
 from fxslim.graph.axes.groups import Analysis, Group, analyze
+from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes import planner
@@ -101,7 +102,7 @@ def test_without_data_it_is_refused_by_name() -> None:
         with pytest.raises(InputError, match="basis comes from calibration data") as caught:
             call()
         assert first in str(caught.value) and "--calibration" in str(caught.value)
-    with pytest.raises(PlanError, match="whose basis is not known") as refused:
+    with pytest.raises(PlanError, match="whose bases are not known") as refused:
         Prune(plan)(analysis)
     assert first in str(refused.value)
     with pytest.raises(InputError, match="calibration data is empty"):
@@ -229,3 +230,92 @@ def test_a_slim_program_has_its_bases_still_to_come() -> None:
     with pytest.raises(InputError, match="basis comes from calibration data"):
         prove(slim, second)
     assert prove(slim, second, calibration=batches).ok
+
+
+def test_a_mean_that_nothing_holds_is_not_cut_away() -> None:
+    """The reader is used twice, so that no refit takes the mean of what is left out over."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            return torch.relu(self.b(hidden)) + torch.tanh(self.b(hidden))
+
+    torch.manual_seed(0)
+    model = Twice()
+    with torch.no_grad():
+        model.a.bias.mul_(100)
+    batches = [(torch.randn(64, 8),) for _ in range(3)]
+    analysis = analyze(capture(model, batches[0]))
+    plan, applied = compress(analysis, width=0.67, importance="obs", subspace=True, calibration=batches)
+    assert plan.subspaces
+    whole, slim = (Evaluator(p).run(batches[2])[0] for p in (analysis.program, applied.program))
+    assert float((whole - slim).norm() / (whole - whole.mean(0)).norm()) < 0.5
+
+
+def test_a_plan_of_subspaces_refuses_other_data() -> None:
+    analysis, batches, plan = halved("heads", importance="obs")
+    other = [tuple(2 * value for value in batch) for batch in batches]
+    for use in (apply, lambda a, p, calibration: prove(a, p, calibration=calibration)):
+        with pytest.raises(InputError, match="not what the plan was made with"):
+            use(analysis, plan, calibration=other)
+
+
+def test_a_method_without_restoration_stays_one_through_its_plan() -> None:
+    analysis, batches = opened("heads")
+    plan, applied = compress(analysis, width=0.5, importance="fasp", restore="none", calibration=batches)
+    again = apply_plan(analysis, Plan.from_json(plan.to_json()), calibration=batches)
+    assert again.restoration is None and applied.restoration is None
+    for name, tensor in applied.program.weights.items():
+        assert torch.equal(again.program.weights[name], tensor)
+
+
+@pytest.mark.parametrize("value", ["false", 1, None])
+def test_subspace_is_true_or_false(value: object) -> None:
+    _, _, plan = halved("heads", importance="obs")
+    data = json.loads(plan.to_json())
+    data["cuts"][0]["subspace"] = value
+    with pytest.raises(InputError, match="true or false"):
+        Plan.from_json(json.dumps(data))
+
+
+def test_what_no_output_shows_gives_a_global_budget_nothing() -> None:
+    class Choice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x))).argmax(-1)
+
+    batches = [(torch.randn(64, 8),) for _ in range(2)]
+    analysis = analyze(capture(Choice(), batches[0]))
+    with pytest.raises(PlanError, match="nothing to go by"):
+        make_plan(analysis, 0.6, importance="obs", budget="global", calibration=batches)
+
+
+def test_an_axis_that_is_multiplied_with_itself_stays_whole() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.Linear(16, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            u = torch.relu(self.a(x))
+            return self.b((u[..., None] * u[..., None, :]).flatten(-2))
+
+    batches = [(torch.randn(64, 8),) for _ in range(2)]
+    analysis = analyze(capture(Outer(), batches[0]))
+    plan = make_plan(analysis, width=0.5, importance="obs", calibration=batches)
+    assert not plan.cuts and any("multiplied with itself" in note for note in plan.notes)
+
+
+def test_moments_that_overflow_are_refused() -> None:
+    analysis, batches = opened("bottleneck")
+    large = [tuple(1e200 * value for value in batch) for batch in batches]
+    for options in ({"subspace": True}, {"importance": "obs"}):
+        with pytest.raises(InputError, match="overflow"):
+            make_plan(analysis, width=0.5, calibration=large, **options)

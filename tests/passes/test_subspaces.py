@@ -43,19 +43,6 @@ def test_every_axis_of_general_symmetry_is_found(name: str) -> None:
         assert {n for n, _, _ in subspace.weights} == {s.weight for s in subspace.group.sites}
 
 
-def test_only_a_bias_behind_weights_may_hold_the_mean() -> None:
-    """What is left out of queries changes the scores by another amount for every key: no constant repairs that."""
-    holds = {
-        (name, s.group.kind): s.constant_reader for name in ("heads", "heads without biases", "lora", "conv 3x3")
-        for s in subspaces_of(opened(name)[0])
-    }  # fmt: skip
-    assert holds == {
-        ("heads", "query-key dims"): False, ("heads", "value dims"): True,
-        ("heads without biases", "query-key dims"): False, ("heads without biases", "value dims"): False,
-        ("lora", "rank"): False, ("conv 3x3", "channels"): True,
-    }  # fmt: skip
-
-
 def test_only_attention_is_known_from_data_alone() -> None:
     kinds = {s.group.kind: s.estimated for name in ("heads", "lora") for s in subspaces_of(opened(name)[0])}
     assert kinds == {"query-key dims": True, "value dims": False, "rank": False}

@@ -42,8 +42,7 @@ def difference(analysis: Analysis, group: str, mask: Tensor, batches: Batches, r
     ],
 )  # fmt: skip
 def test_the_curve_of_a_subspace_is_the_measured_error(name: str, group: str) -> None:
-    """Position by position of the batch (head by head), as errors of several would overlap. Where there is a bias it
-    takes the mean of what is lost: the error is measured about its mean."""
+    """Position by position of the batch (head by head), as errors of several would overlap."""
     analysis, batches = opened(name)
     found = surveyed(analysis, batches)
     losses, (subspace,) = found.curves[group].losses, [s for s in found.subspaces if s.group.name == group]
@@ -55,8 +54,6 @@ def test_the_curve_of_a_subspace_is_the_measured_error(name: str, group: str) ->
             mask = torch.ones_like(cut)
             mask.view(-1, cut.shape[-1])[row] = cut.view(-1, cut.shape[-1])[row]
             error = difference(changed, group, mask, batches, 1 if name == "experts" else 0)
-            if subspace.constant_reader:
-                error = error - error.mean((0, 2, 3) if name == "conv 1x1" else (0, 1), keepdim=True)
             total += float(error.square().sum()) / gain
         assert total == pytest.approx(float(losses[count]), rel=CLOSE, abs=CLOSE * float(losses[0]))
 

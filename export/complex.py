@@ -26,8 +26,10 @@ _READERS = (aten.view_as_real.default, aten.real.default, aten.imag.default)
 
 def split_complex(graph: fx.Graph) -> None:
     """Rewrites `graph` on real tensors, if all that is complex in it can be (rotary embeddings, Fourier transforms)."""
-    touched = [n for n in graph.nodes if n.op != "output" and (_is_complex(n) or any(map(_is_complex, _inputs(n))))]
-    returned = any(_is_complex(n) for output in graph.find_nodes(op="output") for n in _inputs(output))
+    touched = [
+        n for n in graph.nodes if n.op != "output" and (_is_complex(n) or any(map(_is_complex, n.all_input_nodes)))
+    ]
+    returned = any(_is_complex(n) for output in graph.find_nodes(op="output") for n in output.all_input_nodes)
     if not touched or returned or not all(map(_can_be_said, touched)):
         return
     parts: dict[fx.Node, Parts] = {}
@@ -39,10 +41,6 @@ def split_complex(graph: fx.Graph) -> None:
                 parts[node] = _parts(graph, node, parts)
     for node in reversed(touched):
         graph.erase_node(node)
-
-
-def _inputs(node: fx.Node) -> list[fx.Node]:
-    return node.all_input_nodes
 
 
 def _is_complex(value: Any) -> bool:

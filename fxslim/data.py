@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.inputs import InputSpec, check, input_specs
+from fxslim.passes.statistics import digest
 from fxslim.sources import Source
 from fxslim.text import DEFAULT_WINDOW, read_texts, token_windows
 
@@ -244,7 +245,8 @@ def _from_objects(data: Iterable[Any], specs: tuple[InputSpec, ...], options: _O
     labels = tuple(item[LABELS] for item in chosen) if all(with_labels) else None
     rows = sum(_rows(batch[0]) for batch in inputs)
     described = f"{len(chosen)} of {len(items)} batches from memory, {rows} rows"
-    return Batches(tuple(s.name for s in specs), inputs, labels, rows, 0, "memory", _digest(inputs, labels), described)
+    hashed = digest((*(tensor for batch in inputs for tensor in batch), *(labels or ())))
+    return Batches(tuple(s.name for s in specs), inputs, labels, rows, 0, "memory", hashed, described)
 
 
 def _named(item: Any, specs: tuple[InputSpec, ...], at: str) -> dict[str, torch.Tensor]:
@@ -287,11 +289,3 @@ def _choose_batches(
 
 def _rows(tensor: torch.Tensor) -> int:
     return len(tensor) if tensor.ndim else 1
-
-
-def _digest(inputs: tuple[tuple[torch.Tensor, ...], ...], labels: tuple[torch.Tensor, ...] | None) -> str:
-    digest = hashlib.sha256()
-    for tensor in (*(t for batch in inputs for t in batch), *(labels or ())):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

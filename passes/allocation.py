@@ -34,68 +34,73 @@ def allocate(
         PlanError: the target cannot be met; the message names the smallest share that can.
     """
     check_share(keep, "keep")
-    total = costs.of(of)
-    counts: dict[Axis, int] = {g.axis: g.size for g in groups}
-    hulls = {g.name: _hull(_offers(g, curves[g.name], round_to), curves[g.name]) for g in groups}
-    now = total
-    queue: list[tuple[float, int, int]] = []
-    for index, group in enumerate(groups):
-        _offer(queue, index, group, 0, hulls, curves, counts, costs, of, now)
-    while now > keep * total and queue:
-        _, index, step = heapq.heappop(queue)
-        group = groups[index]
-        again = _price(group, hulls[group.name], step, curves[group.name], counts, costs, of, now)
-        if queue and again > queue[0][0] * (1 + 1e-9):  # others were cut since: it saves less than it did
-            heapq.heappush(queue, (again, index, step))
-            continue
-        counts[group.axis] = hulls[group.name][step + 1]
-        now = costs.of(of, counts)
-        _offer(queue, index, group, step + 1, hulls, curves, counts, costs, of, now)
-    _give_back([g for g in groups if counts[g.axis] < g.size], curves, keep * total, counts, costs, of, round_to)
-    if now > (keep + TOLERANCE) * total:
+    division = _Division(groups, curves, of, costs, round_to)
+    division.shrink(keep)
+    if division.now > (keep + TOLERANCE) * division.total:
         raise PlanError(
             f"keep={keep:g} of the {of} cannot be met: with all cuttable groups at their smallest "
-            f"{now / total:.4f} remains",
+            f"{division.now / division.total:.4f} remains",
             remedy="ask for more, allow more groups (inexact ones), or use a smaller round_to",
         )
-    return counts
+    return division.counts
 
 
-def _give_back(
-    groups: Sequence[Group], curves: Mapping[str, Tensor], budget: float, counts: dict[Axis, int], costs: CostModel,
-    of: Target, round_to: int,
-) -> None:  # fmt: skip
-    """Steps are coarse: what they saved too much goes back, always where one unit more regains most."""
-    units = {g.name: step_of(g, round_to) for g in groups}
-    while True:
-        fitting = []
-        for group in groups:
-            count = counts[group.axis]
-            more = min(group.size, count + units[group.name])
-            if count < more and costs.of(of, {**counts, group.axis: more}) <= budget:
-                fitting.append((float(curves[group.name][count] - curves[group.name][more]), more, group.axis))
-        if not fitting:
-            return
-        _, more, axis = max(fitting, key=lambda f: f[0])
-        counts[axis] = more
+class _Division:
+    """The counts on their way from whole groups down to a budget."""
 
+    def __init__(
+        self, groups: Sequence[Group], curves: Mapping[str, Tensor], of: Target, costs: CostModel, round_to: int
+    ) -> None:
+        self.groups, self.curves, self.of, self.costs = groups, [curves[g.name] for g in groups], of, costs
+        self.counts: dict[Axis, int] = {g.axis: g.size for g in groups}
+        self.total = self.now = costs.of(of)
+        self._units = [step_of(g, round_to) for g in groups]
+        self._hulls = [_hull(_offers(g, c, round_to), c) for g, c in zip(groups, self.curves, strict=True)]
+        self._queue: list[tuple[float, int, int]] = []  # price, number of the group, step on its hull
 
-def _offer(
-    queue: list[tuple[float, int, int]], index: int, group: Group, step: int, hulls: Mapping[str, list[int]],
-    curves: Mapping[str, Tensor], counts: Mapping[Axis, int], costs: CostModel, of: Target, now: int,
-) -> None:  # fmt: skip
-    if step + 1 < len(hulls[group.name]):
-        price = _price(group, hulls[group.name], step, curves[group.name], counts, costs, of, now)
-        heapq.heappush(queue, (price, index, step))
+    def shrink(self, keep: float) -> None:
+        """Takes the cheapest steps of all groups until the share `keep` is met, or none is left."""
+        for index in range(len(self.groups)):
+            self._offer(index, 0)
+        while self.now > keep * self.total and self._queue:
+            _, index, step = heapq.heappop(self._queue)
+            price = self._price(index, step)
+            if self._queue and price > self._queue[0][0] * (1 + 1e-9):  # others were cut since: it saves less now
+                heapq.heappush(self._queue, (price, index, step))
+                continue
+            self.counts[self.groups[index].axis] = self._hulls[index][step + 1]
+            self.now = self.costs.of(self.of, self.counts)
+            self._offer(index, step + 1)
+        self._give_back(keep * self.total)
 
+    def _offer(self, index: int, step: int) -> None:
+        if step + 1 < len(self._hulls[index]):
+            heapq.heappush(self._queue, (self._price(index, step), index, step))
 
-def _price(
-    group: Group, sizes: list[int], step: int, curve: Tensor, counts: Mapping[Axis, int], costs: CostModel,
-    of: Target, now: int,
-) -> float:  # fmt: skip
-    """What the next smaller size loses for each unit that it saves."""
-    saved = now - costs.of(of, {**counts, group.axis: sizes[step + 1]})
-    return float(curve[sizes[step + 1]] - curve[sizes[step]]) / saved if saved > 0 else float("inf")
+    def _price(self, index: int, step: int) -> float:
+        """What the next smaller size loses for each unit that it saves."""
+        size, smaller = self._hulls[index][step : step + 2]
+        saved = self.now - self._cost_with(index, smaller)
+        lost = float(self.curves[index][smaller] - self.curves[index][size])
+        return lost / saved if saved > 0 else float("inf")
+
+    def _cost_with(self, index: int, count: int) -> int:
+        return self.costs.of(self.of, {**self.counts, self.groups[index].axis: count})
+
+    def _give_back(self, budget: float) -> None:
+        """Steps are coarse: what they saved too much goes back, always where one unit more regains most."""
+        while fitting := [f for i in range(len(self.groups)) if (f := self._regained(i, budget)) is not None]:
+            _, more, axis = max(fitting, key=lambda f: f[0])
+            self.counts[axis] = more
+
+    def _regained(self, index: int, budget: float) -> tuple[float, int, Axis] | None:
+        """What one unit more of a group regains, and its count then: None where it does not fit."""
+        group, curve = self.groups[index], self.curves[index]
+        count = self.counts[group.axis]
+        more = min(group.size, count + self._units[index])
+        if count == more or self._cost_with(index, more) > budget:
+            return None
+        return float(curve[count] - curve[more]), more, group.axis
 
 
 def _offers(group: Group, curve: Tensor, round_to: int) -> list[int]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.change_basis import ChangeBasis, bases_of
 from fxslim.passes.plan import Plan
+from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import find_subspaces
 from fxslim.passes.survey import Survey, fitted, survey
 
-__all__ = ["change_bases", "digest", "in_bases"]
-
-
-def digest(batches: Sequence[Sequence[Tensor]]) -> str:
-    """A hash of calibration data: values, shapes and types."""
-    result = hashlib.sha256()
-    for batch in batches:
-        for value in batch:
-            result.update(f"{tuple(value.shape)} {value.dtype}".encode())
-            result.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return result.hexdigest()
+__all__ = ["change_bases", "in_bases"]
 
 
 def change_bases(analysis: Analysis, found: Survey, names: Sequence[str]) -> Analysis:
@@ -39,7 +28,7 @@ def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]]
     where it keeps none, or the program is in them already.
 
     Raises:
-        InputError: there is no calibration data.
+        InputError: there is no calibration data, or it is not what the plan was made with.
         PlanError: a basis of a group cannot be changed.
     """
     plan.selection(analysis)  # refuses a plan of another model before anything costs time
@@ -51,7 +40,7 @@ def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]]
             f"the plan keeps a subspace of {missing[0]!r}, whose basis comes from calibration data",
             remedy="give `calibration=` (--calibration FILE): the data that the plan was made with",
         )
-    if plan.options.get("data") not in (None, digest(batches)):
+    if plan.options.get("data") not in (None, digest(value for batch in batches for value in batch)):
         raise InputError(
             "the calibration data is not what the plan was made with: the bases of its subspaces would be others",
             remedy="give the same file, samples, window and seed, or make a new plan",

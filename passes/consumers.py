@@ -3,7 +3,7 @@ blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from fxslim.graph.axes.registry import Call
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Expr, expr_size
 from fxslim.graph.axes.weights import weight_like
+from fxslim.graph.program import Program
 
-__all__ = ["CALLS", "Consumer", "consumer_of", "find_consumers"]
+__all__ = ["CALLS", "Consumer", "at_several_depths", "consumer_of", "find_consumers"]
 
 aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -40,6 +41,19 @@ class Consumer:
     features: Expr
     blocks: int  # groups of a convolution, else 1
     transposed: bool
+
+    def parameters(self, program: Program) -> tuple[Tensor, Tensor | None]:
+        """Its weight as [g, n, k] and its bias as [g, n], where there is one."""
+        matrix = self.matrix(program.weights[self.weight].detach())
+        return matrix, None if self.bias is None else program.weights[self.bias].detach().reshape(len(matrix), -1)
+
+    def stored(self, program: Program, matrix: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        """A matrix [g, n, k], and a bias [g, n] where there is one, as the program holds them: by name."""
+        found = {self.weight: self.from_matrix(matrix, program.weights[self.weight])}
+        if self.bias is not None and bias is not None:
+            old = program.weights[self.bias]
+            found[self.bias] = bias.reshape(old.shape).to(old.dtype)
+        return found
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as [g, n, k]."""
@@ -113,6 +127,12 @@ def _padding(padding: Any, kernel: list[int], dilation: list[int], rank: int) ->
         else:
             sides += [_each(padding, rank)[dim]] * 2
     return sides
+
+
+def at_several_depths(program: Program, consumers: Sequence[Consumer]) -> bool:
+    """Whether the input of one of them does not exist yet where the first one is met: a residual stream has such."""
+    order = {node: i for i, node in enumerate(program.graph.nodes)}
+    return any(order[c.source] >= order[consumers[0].node] for c in consumers)
 
 
 def find_consumers(axes: Axes, selection: Selection | None = None) -> tuple[list[Consumer], list[str]]:

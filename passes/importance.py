@@ -14,7 +14,7 @@ from fxslim.graph.axes.select import Kept, accumulate, coordinates
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
-from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.consumers import Consumer, at_several_depths, find_consumers
 from fxslim.passes.second_order import Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 
@@ -53,7 +53,7 @@ def scores_for(importance: Importance, analysis: Analysis, groups: Sequence[Grou
 def magnitude(analysis: Analysis, group: Group) -> Tensor:
     """The 2-norm of everything that a position owns, over all weights of the group: [*batch, size] float64."""
     nodes = analysis.program.weight_nodes()
-    total = torch.zeros([int(a.size) for a in (*group.batch, group.axis)], dtype=torch.float64)
+    total = torch.zeros(group.shape, dtype=torch.float64)
     for name in dict.fromkeys(site.weight for site in group.sites):
         squares = analysis.program.weights[name].detach().double().square()
         total += accumulate(squares, analysis.axes.dims(nodes[name]), group.axis, group.batch)
@@ -63,7 +63,7 @@ def magnitude(analysis: Analysis, group: Group) -> Tensor:
 def random(group: Group, seed: int) -> Tensor:
     """Uniform numbers that depend on the seed and the group's name alone: [*batch, size] float64."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {group.name}".encode()))  # it reads 32 bits only
-    return torch.rand([int(a.size) for a in (*group.batch, group.axis)], generator=generator, dtype=torch.float64)
+    return torch.rand(group.shape, generator=generator, dtype=torch.float64)
 
 
 class Chooser:
@@ -85,18 +85,13 @@ class Chooser:
         self.analysis, self.counts, self.importance = analysis, counts, importance
         wanted = {node for g in groups for node in g.consumers}
         self.consumers = [c for c in find_consumers(analysis.axes)[0] if c.node.name in wanted]
-        self._order = {node: i for i, node in enumerate(analysis.program.graph.nodes)}
         self._own = {g.name: [c for c in self.consumers if c.node.name in g.consumers] for g in groups}
         self._undecided = [g for g in groups if self._own[g.name]]
         self._early = self._decide_on_original(batches)
 
-    def _spread(self, group: Group) -> bool:
-        own = self._own[group.name]
-        return any(self._order[c.source] >= self._order[own[0].node] for c in own)
-
     def _decide_on_original(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Scores of the groups whose consumers lie at different depths, one consumer after the other."""
-        spread = [g for g in self._undecided if self._spread(g)]
+        spread = [g for g in self._undecided if at_several_depths(self.analysis.program, self._own[g.name])]
         walk = CalibrationWalk(Evaluator(self.analysis.program), batches) if spread else None
         total: dict[str, Tensor] = {}
         for consumer in self.consumers if walk is not None else ():
@@ -137,14 +132,12 @@ def choose(
 
 def problem(analysis: Analysis, consumer: Consumer, moment: SecondMoment, group: Group) -> Problem:
     """A consumer as second-order selection sees it, with the constant as a column of its own where it has a bias."""
-    weight = consumer.matrix(analysis.program.weights[consumer.weight]).detach().double()
+    weight, bias = consumer.parameters(analysis.program)
     owner = owners(consumer, group)
-    if consumer.bias is None:
-        return Problem(weight, moment.matrix[:, :-1, :-1], owner)
-    bias = analysis.program.weights[consumer.bias].detach().double().reshape(*weight.shape[:2], 1)
-    return Problem(
-        torch.cat([weight, bias], 2), moment.matrix, torch.cat([owner, torch.full_like(owner[:, :1], -1)], 1)
-    )
+    if bias is None:
+        return Problem(weight.double(), moment.matrix[:, :-1, :-1], owner)
+    extended = torch.cat([weight.double(), bias.double().unsqueeze(2)], 2)
+    return Problem(extended, moment.matrix, torch.cat([owner, torch.full_like(owner[:, :1], -1)], 1))
 
 
 def sums_once(consumer: Consumer, group: Group) -> bool:
@@ -180,7 +173,7 @@ def position_scores(
             scores = problem(analysis, consumer, moment, group).scores(total.numel())
             total += scores.reshape(group.shape)
             continue
-        weight = consumer.matrix(analysis.program.weights[consumer.weight]).detach().double()
+        weight = consumer.parameters(analysis.program)[0].double()
         if importance == "fasp":
             columns = weight.abs().sum(1) * moment.norms()
         elif importance == "flap":

@@ -16,69 +16,9 @@ from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
 from fxslim.passes.importance import BY_DATA, Importance
 
-__all__ = ["METHODS", "Method", "Settings", "settings"]
+__all__ = ["METHODS", "Settings", "settings"]
 
 Restore = Literal["least-squares", "none"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """The settings of one method."""
-
-    name: str
-    importance: Importance
-    subspace: bool
-    budget: Budget
-    restore: Restore
-    summary: str
-    source: str
-
-
-_EVERY = [
-    Method(
-        "best", "obs", True, "global", "least-squares",
-        "closed-form subspaces where any basis will do, second-order selection elsewhere, one budget over everything "
-        "by measured effect on the output, joint refit",
-        "this project's strongest measured combination",
-    ),
-    Method(
-        "fasp", "fasp", False, "uniform", "least-squares",
-        "columns of the second matrix of each pair by |W|·||X||, one ratio, least-squares refit",
-        "FASP (Huawei 2025, arXiv 2501.09412)",
-    ),
-    Method(
-        "wanda-sp", "fasp", False, "uniform", "none",
-        "the same score without any restoration",
-        "Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors",
-    ),
-    Method(
-        "flap", "flap", False, "uniform", "least-squares",
-        "fluctuation var(X_j)·||W_j||²; where the paper adds the mean of what is lost to the bias, the refit goes on",
-        "FLAP (An 2024, arXiv 2312.11983)",
-    ),
-    Method(
-        "osscar", "obs", False, "uniform", "least-squares",
-        "second-order elimination with updates, one ratio, least-squares refit",
-        "OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089)",
-    ),
-    Method(
-        "transact", "activation", False, "uniform", "none",
-        "the magnitude of the activations inside modules",
-        "TransAct (Shen 2024, arXiv 2407.05690)",
-    ),
-    Method(
-        "modegpt", "obs", True, "uniform", "least-squares",
-        "closed-form subspaces for values and for queries and keys, selection and refit for the rest, one ratio",
-        "MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores",
-    ),
-    Method(
-        "magnitude", "magnitude", False, "uniform", "none",
-        "the norm of all weights of a position; needs no data", "Li 2017 (arXiv 1608.08710)",
-    ),
-]  # fmt: skip
-
-DEFAULT = "best"
-METHODS: Mapping[str, Method] = MappingProxyType({m.name: m for m in _EVERY})
 
 
 @dataclass(frozen=True)
@@ -89,6 +29,29 @@ class Settings:
     subspace: bool
     budget: Budget
     restore: Restore | None  # None: by least squares where there is data
+
+
+DEFAULT = "best"
+METHODS: Mapping[str, Settings] = MappingProxyType(
+    {
+        # This project's strongest measured combination.
+        "best": Settings("obs", True, "global", "least-squares"),
+        # FASP (Huawei 2025, arXiv 2501.09412).
+        "fasp": Settings("fasp", False, "uniform", "least-squares"),
+        # Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors: FASP's score, nothing restored.
+        "wanda-sp": Settings("fasp", False, "uniform", "none"),
+        # FLAP (An 2024, arXiv 2312.11983). It adds the mean of what is lost to the bias; the refit goes on from there.
+        "flap": Settings("flap", False, "uniform", "least-squares"),
+        # OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089).
+        "osscar": Settings("obs", False, "uniform", "least-squares"),
+        # TransAct (Shen 2024, arXiv 2407.05690), one round.
+        "transact": Settings("activation", False, "uniform", "none"),
+        # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
+        "modegpt": Settings("obs", True, "uniform", "least-squares"),
+        # Li 2017 (arXiv 1608.08710); needs no data.
+        "magnitude": Settings("magnitude", False, "uniform", "none"),
+    }
+)
 
 
 def settings(
@@ -114,6 +77,6 @@ def settings(
         return Settings(importance or "magnitude", False, budget or "uniform", restore)
     chosen = METHODS[name or DEFAULT]
     if not data and (chosen.importance in BY_DATA or chosen.subspace):
-        raise InputError(f"the method {chosen.name!r} needs calibration data", remedy="give --calibration FILE")
+        raise InputError(f"the method {name or DEFAULT!r} needs calibration data", remedy="give --calibration FILE")
     divided = budget or ("uniform" if width else chosen.budget)
     return Settings(importance or chosen.importance, chosen.subspace, divided, restore or chosen.restore)

@@ -14,13 +14,14 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
-from fxslim.passes.bases import change_bases, digest
+from fxslim.passes.bases import change_bases
 from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.restore import Progress, Restoration, restore_weights
+from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces
 from fxslim.passes.survey import Survey, fitted, leading, probe, survey
 
@@ -112,8 +113,13 @@ class _Planner:
         if self.subspace:
             self.subspaces, refused = find_subspaces(analysis, [g for g in self.chosen if g.exact])
             self.notes += [f"{text}; it is cut by position" for text in refused]
+        self.consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
+        based = {s.group.name for s in self.subspaces}
         if self.importance in BY_DATA:
-            self._leave_out()
+            self._leave_out(based)
+        if self.importance == "obs" or self.budget == "global":
+            self._leave_products_out(based)
+        self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
         self.found: Survey | None = None
 
     def _check(self) -> None:
@@ -139,31 +145,27 @@ class _Planner:
             what = next(name for name, needed in needs.items() if needed)
             raise InputError(f"{what} needs calibration data", remedy="give `calibration=` (--calibration FILE)")
 
-    def _leave_out(self) -> None:
+    def _leave_out(self, based: set[str]) -> None:
         """Groups that data says nothing of stay whole, and unless asked for by name an axis whose inner axis is also
         cut: single dimensions inside heads go, not heads."""
-        nodes = {c.node.name for c in find_consumers(self.analysis.axes)[0]}
-        based = {s.group.name for s in self.subspaces}
-        weighted = [g for g in self.chosen if g.name in based or nodes & set(g.consumers)]
-        left = [g for g in self.chosen if g not in weighted]
-        self.notes += [f"{g.name} ({g.kind}) stays whole: no weight sums over it, data does not judge it" for g in left]
-        self.chosen = weighted
-        if self.importance == "obs" or self.budget == "global":
-            self._leave_products_out(based)
+        weighted = [g for g in self.chosen if g.name in based or self.consumers.keys() & set(g.consumers)]
+        self._leave([g for g in self.chosen if g not in weighted], "no weight sums over it, data does not judge it")
         if self.groups is None:
             outer = {axis for g in weighted for axis in g.batch}
-            heads = [g for g in weighted if g.axis in outer or g.kind in ("heads", "key-value heads")]
-            self.notes += [f"{g.name} ({g.kind}) stays whole: what lies inside it is cut" for g in heads]
-            self.chosen = [g for g in self.chosen if g not in heads]
-        self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
+            heads = [g for g in self.chosen if g.axis in outer or g.kind in ("heads", "key-value heads")]
+            self._leave(heads, "what lies inside it is cut")
 
     def _leave_products_out(self, based: set[str]) -> None:
-        """Second-order selection has one position for each column."""
-        consumers = {c.node.name: c for c in find_consumers(self.analysis.axes)[0]}
-        own = {g.name: [consumers[n] for n in g.consumers if n in consumers] for g in self.chosen}
-        left = [g for g in self.chosen if g.name not in based and not all(sums_once(c, g) for c in own[g.name])]
-        self.notes += [f"{g.name} ({g.kind}) stays whole: it is multiplied with itself" for g in left]
-        self.chosen = [g for g in self.chosen if g not in left]
+        """Second-order selection, which the curves of a global budget come from, has one position for each column."""
+        squared = [
+            g for g in self.chosen if g.name not in based
+            and not all(sums_once(self.consumers[n], g) for n in g.consumers if n in self.consumers)
+        ]  # fmt: skip
+        self._leave(squared, "it is multiplied with itself")
+
+    def _leave(self, groups: Sequence[Group], why: str) -> None:
+        self.notes += [f"{g.name} ({g.kind}) stays whole: {why}" for g in groups]
+        self.chosen = [g for g in self.chosen if g not in groups]
 
     def counts(self) -> dict[Axis, int]:
         """How many positions each chosen group keeps."""
@@ -206,39 +208,40 @@ class _Planner:
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""
         cut = [g for g in self.chosen if counts[g.axis] < g.size]
-        names = {g.name for g in cut}
-        based = [s for s in self.subspaces if s.group.name in names]
-        costs, before = CostModel(self.analysis.axes), self.analysis
-        analysis = self._in_bases(based)
-        first = {s.group.name: leading(s.group, counts[s.group.axis]) for s in based}
-        axis_of = {g.name: analysis.group(g.name) for g in cut}
-        selection = Selection({axis_of[n].axis: Kept(axis_of[n].batch, mask) for n, mask in first.items()})
-        rest = [axis_of[g.name] for g in cut if g.name not in first]
-        restoration: Restoration | None = None
-        if self.importance in BY_DATA:
-            assert self.batches is not None
-            own = {axis_of[g.name].axis: counts[g.axis] for g in cut}
-            chooser = Chooser(analysis, rest, own, self.batches, self.importance)
-            restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
-            masks = {n: restoration.selection.kept[g.axis].mask for n, g in axis_of.items()}
-        else:
-            number = {g.name: counts[g.axis] for g in cut}
-            scores = scores_for(self.importance, analysis, rest, self.seed)
-            masks = first | {name: top(score, number[name]) for name, score in scores.items()}
-        cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in axis_of.items())
+        number = {g.name: counts[g.axis] for g in cut}
+        analysis = self._in_bases([s for s in self.subspaces if s.group.name in number])
+        groups = {name: analysis.group(name) for name in number}
+        first = {s.group.name: leading(s.group, number[s.group.name]) for s in self.subspaces if s.group.name in number}
+        masks, restoration = self._choose(analysis, groups, number, first)
+        costs = CostModel(self.analysis.axes)
+        cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         plan = Plan(
-            before.program.fingerprint(), cuts, self._options(), _predicted(costs, counts), tuple(self.notes),
-            preparations_of(before.program),
+            self.analysis.program.fingerprint(), cuts, self._options(), _predicted(costs, counts), tuple(self.notes),
+            preparations_of(self.analysis.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
         return Planned(plan, analysis, restoration)
 
+    def _choose(
+        self, analysis: Analysis, groups: Mapping[str, Group], number: Mapping[str, int], first: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Restoration | None]:
+        """What each group keeps, by name, where subspaces keep what comes `first`; and the restoration on the way."""
+        rest = [g for n, g in groups.items() if n not in first]
+        if self.importance not in BY_DATA:
+            scores = scores_for(self.importance, analysis, rest, self.seed)
+            return {**first, **{name: top(score, number[name]) for name, score in scores.items()}}, None
+        assert self.batches is not None
+        selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})
+        counts = {group.axis: number[n] for n, group in groups.items()}
+        chooser = Chooser(analysis, rest, counts, self.batches, self.importance)
+        restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
+        return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
+
     def _summed_unseen(self, groups: Iterable[Group]) -> bool:
         """Whether a group is also summed over by calls that decide nothing (queries against keys): they may come before
         the one that does."""
-        deciding = {c.node.name for c in find_consumers(self.analysis.axes)[0]}
-        return any(not deciding.issuperset(g.consumers) for g in groups)
+        return any(not self.consumers.keys() >= set(g.consumers) for g in groups)
 
     def _in_bases(self, based: Sequence[Subspace]) -> Analysis:
         if not based:
@@ -253,7 +256,7 @@ class _Planner:
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,
             "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
-            "data": digest(self.batches) if self.subspaces and self.batches else None,
+            "data": digest(v for batch in self.batches for v in batch) if self.subspaces and self.batches else None,
         }  # fmt: skip
 
 

@@ -131,24 +131,17 @@ def _split(walk: CalibrationWalk, consumer: Consumer) -> tuple[SecondMoment, Sec
 def _refit(
     analysis: Analysis, selection: Selection, consumer: Consumer, train: SecondMoment, held_out: SecondMoment
 ) -> Refit:
-    program = analysis.program
-    matrix = consumer.matrix(program.weights[consumer.weight].detach())
-    bias = None if consumer.bias is None else program.weights[consumer.bias].detach().reshape(matrix.shape[0], -1)
+    matrix, bias = consumer.parameters(analysis.program)
     return refit(matrix, bias, consumer.kept_columns(selection), train, held_out)
 
 
 def _store(
     analysis: Analysis, consumer: Consumer, result: Refit, evaluator: Evaluator, weights: dict[str, Tensor]
 ) -> None:
-    if not result.accepted:
-        return
-    program = analysis.program
-    old = program.weights[consumer.weight]
-    weights[consumer.weight] = consumer.from_matrix(result.weight, old)
-    evaluator.set_weight(consumer.weight, weights[consumer.weight])
-    if consumer.bias is not None and result.bias is not None:
-        weights[consumer.bias] = result.bias.reshape(program.weights[consumer.bias].shape).to(old.dtype)
-        evaluator.set_weight(consumer.bias, weights[consumer.bias])
+    if result.accepted:
+        for name, value in consumer.stored(analysis.program, result.weight, result.bias).items():
+            weights[name] = value
+            evaluator.set_weight(name, value)
 
 
 def _row(consumer: Consumer, selection: Selection, result: Refit, tokens: int) -> RestoredConsumer:

@@ -7,7 +7,8 @@ Between stops only the values that are still needed are alive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -18,7 +19,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer
 
-__all__ = ["CalibrationWalk", "SecondMoment"]
+__all__ = ["CalibrationWalk", "SecondMoment", "digest"]
 
 
 @dataclass
@@ -55,6 +56,15 @@ class SecondMoment:
         """The variance of every column over all tokens, times their number: [g, k]."""
         squares, sums = self.matrix.diagonal(dim1=1, dim2=2)[:, :-1], self.matrix[:, -1, :-1]
         return (squares - sums.square() / max(1, self.count)).clamp(min=0)
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A hash of data: values, shapes and types."""
+    result = hashlib.sha256()
+    for tensor in tensors:
+        result.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        result.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
 
 
 class CalibrationWalk:

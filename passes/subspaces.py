@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import CallAxes
-from fxslim.graph.axes.fibres import Moment, holders, moment
+from fxslim.graph.axes.fibres import holders, moment
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.notation import Kind, Symmetry
 from fxslim.graph.axes.orientation import Orientations, orientations
@@ -50,12 +50,12 @@ class Subspace:
 
 @dataclass
 class Gathered:
-    """The statistics of one subspace: of what lives on the axis, and of what reads it."""
+    """The second moments of one subspace: of what lives on the axis, and of what reads it."""
 
-    living: Moment | None = None
-    reading: Moment | None = None
+    living: Tensor | None = None  # [*batch, d, d], as `reading`
+    reading: Tensor | None = None
 
-    def add(self, side: Side, found: Moment) -> None:
+    def add(self, side: Side, found: Tensor) -> None:
         """Sums up."""
         if side.reads:
             self.reading = found if self.reading is None else self.reading + found

@@ -18,7 +18,7 @@ from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.basis import Basis, optimal_basis, rotation
-from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.consumers import at_several_depths, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.restore import Progress
@@ -135,8 +135,8 @@ class _Collector:
 
     def _subspace(self, subspace: Subspace) -> None:
         group, found = subspace.group, self._gathered.pop(subspace.group.name)
-        assert found.living is not None and found.reading is not None
-        second, gram = found.living.second, found.reading.second
+        second, gram = found.living, found.reading
+        assert second is not None and gram is not None
         if not bool(second.isfinite().all() and gram.isfinite().all()):
             raise InputError(
                 f"the second moments of {group.name!r} overflow", remedy="check the calibration data for extreme values"
@@ -154,7 +154,7 @@ class _Collector:
     def _selection(self, group: Group) -> None:
         own = [(c, self._moments[c.node]) for c in self._wanted[group.name]]
         half = max(1, group.size // 2)
-        if self._spread([c for c, _ in own]):
+        if at_several_depths(self.analysis.program, [c for c, _ in own]):
             scores = position_scores(self.analysis, "obs", own, group)
             ascending = scores.sort(dim=-1).values.reshape(-1, group.size).sum(0).cumsum(0).flip(0)
             losses = torch.cat([ascending, ascending.new_zeros(1)])
@@ -163,24 +163,12 @@ class _Collector:
         problems = [problem(self.analysis, c, m, group) for c, m in own]
         smallest = max(1, group.size // _SMALLEST)
         probed = _felt(problems, group, half, smallest)
-        weights = self._refitted([c for c, _ in own], probed.weights)
+        weights: dict[str, Tensor] = {}
+        for (consumer, _), matrix in zip(own, probed.weights, strict=True):
+            split = (matrix, None) if consumer.bias is None else (matrix[..., :-1], matrix[..., -1])
+            weights |= consumer.stored(self.analysis.program, *split)
         rest = eliminate(problems, group.shape, smallest, start=probed)
         self.curves[group.name] = Curve(rest.losses, probed.count, probed.mask, weights)
-
-    def _refitted(self, consumers: Sequence[Consumer], matrices: Sequence[Tensor]) -> dict[str, Tensor]:
-        weights = {}
-        for consumer, matrix in zip(consumers, matrices, strict=True):
-            old = self.analysis.program.weights[consumer.weight]
-            if consumer.bias is not None:
-                bias = self.analysis.program.weights[consumer.bias]
-                weights[consumer.bias] = matrix[..., -1].reshape(bias.shape).to(bias.dtype)
-                matrix = matrix[..., :-1]
-            weights[consumer.weight] = consumer.from_matrix(matrix, old)
-        return weights
-
-    def _spread(self, own: Sequence[Consumer]) -> bool:
-        order = {node: i for i, node in enumerate(self.analysis.program.graph.nodes)}
-        return any(order[c.source] >= order[own[0].node] for c in own)
 
 
 def _felt(problems: Sequence[Problem], group: Group, count: int, smallest: int) -> Elimination:

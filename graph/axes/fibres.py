@@ -7,7 +7,6 @@ the fibres of a tensor second moments of the axis can be summed, apart for each 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import sympy
 import torch
@@ -17,26 +16,9 @@ from fxslim.graph.axes.select import coordinates, number_of
 from fxslim.graph.axes.terms import Axis, Expr, expr_size, factor_size
 from fxslim.graph.errors import AnalysisError
 
-__all__ = ["Moment", "fibres", "holders", "moment", "transformed"]
+__all__ = ["fibres", "holders", "moment", "transformed"]
 
 Symbols = Mapping[sympy.Symbol, int]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Sums over the fibres of tensors: `second: [*batch, d, d]`, `first: [*batch, d]`, `count: [*batch]`, float64."""
-
-    second: Tensor
-    first: Tensor
-    count: Tensor
-
-    def __add__(self, other: Moment) -> Moment:
-        return Moment(self.second + other.second, self.first + other.first, self.count + other.count)
-
-    def centred(self) -> Tensor:
-        """The second moment about the mean: [*batch, d, d]."""
-        mean = self.first / self.count.clamp(min=1).unsqueeze(-1)
-        return self.second - self.first.unsqueeze(-1) * mean.unsqueeze(-2)
 
 
 def holders(dims: Sequence[Expr], axis: Axis) -> list[int]:
@@ -111,22 +93,18 @@ def transformed(
 
 def moment(
     tensor: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Axis, ...], dim: int, symbols: Symbols | None = None
-) -> Moment:
-    """The moments of an axis on a dimension of a tensor, over everything else."""
+) -> Tensor:
+    """The second moment of an axis on a dimension of a tensor, summed over everything else: [*batch, d, d] float64."""
     shape = [int(a.size) for a in batch]
-    total = torch.Size(shape).numel()
     size = number_of(axis.size, symbols)
-    second = torch.zeros(total, size, size, dtype=torch.float64)
-    first, count = second.new_zeros(total, size), second.new_zeros(total)
+    total = torch.zeros(torch.Size(shape).numel(), size, size, dtype=torch.float64)
     for view, own_dims, own_dim, fixed in _slices(tensor.detach(), dims, dim, batch, symbols):
         rows = fibres(own_dims[own_dim], axis, symbols)
         numbers = _numbers(own_dims[own_dim], rows, batch, fixed, symbols)
         values = view.movedim(own_dim, 0)[rows].reshape(*rows.shape, -1)
         values = values if values.dtype == torch.float64 else values.float()  # half precision overflows in sums
-        second.index_add_(0, numbers, (values @ values.transpose(1, 2)).double())
-        first.index_add_(0, numbers, values.sum(-1).double())
-        count.index_add_(0, numbers, torch.full((len(rows),), float(values.shape[-1]), dtype=torch.float64))
-    return Moment(second.reshape(*shape, size, size), first.reshape(*shape, size), count.reshape(shape))
+        total.index_add_(0, numbers, (values @ values.transpose(1, 2)).double())
+    return total.reshape(*shape, size, size)
 
 
 def _slices(

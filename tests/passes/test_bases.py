@@ -297,20 +297,29 @@ def test_what_no_output_shows_gives_a_global_budget_nothing() -> None:
         make_plan(analysis, 0.6, importance="obs", budget="global", calibration=batches)
 
 
-def test_an_axis_that_is_multiplied_with_itself_stays_whole() -> None:
+@pytest.mark.parametrize(
+    ("keep", "options"),
+    [
+        pytest.param(None, {"width": 0.5, "importance": "obs"}, id="second-order"),
+        pytest.param(0.5, {"importance": "magnitude", "budget": "global"}, id="global"),
+    ],
+)
+def test_an_axis_that_is_multiplied_with_itself_stays_whole(keep: float | None, options: planner.PlanOptions) -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = nn.Linear(8, 4), nn.Linear(16, 6)
+            self.a, self.b, self.c = nn.Linear(8, 4), nn.Linear(16, 60), nn.Linear(60, 6)
 
         def forward(self, x: Tensor) -> Tensor:
             u = torch.relu(self.a(x))
-            return self.b((u[..., None] * u[..., None, :]).flatten(-2))
+            return self.c(torch.relu(self.b((u[..., None] * u[..., None, :]).flatten(-2))))
 
     batches = [(torch.randn(64, 8),) for _ in range(2)]
     analysis = analyze(capture(Outer(), batches[0]))
-    plan = make_plan(analysis, width=0.5, importance="obs", calibration=batches)
-    assert not plan.cuts and any("multiplied with itself" in note for note in plan.notes)
+    plan = make_plan(analysis, keep, calibration=batches, **options)
+    squared = next(g.name for g in analysis.prunable if g.size == 4)
+    assert [c.size for c in plan.cuts] == [60]
+    assert any(note.startswith(squared) and "multiplied with itself" in note for note in plan.notes)
 
 
 def test_moments_that_overflow_are_refused() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxslim.api import Applied, apply_plan, compress, make_plan, prove
+from fxslim.cli_common import BudgetName, ImportanceName, MethodName
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
 from fxslim.graph.costs import CostModel, Target
@@ -26,6 +30,7 @@ EXACT = 1e-9  # float64 rounding, relative to an output's largest magnitude
 FELT = 1e-6  # cutting must change an output by more than this
 SHARE = 0.01  # a budget is met within this
 WIDTH, VOCABULARY = 24, 11
+DOCUMENT = Path(__file__).parents[2] / "docs/methods.md"
 
 Batches = list[list[Tensor]]
 
@@ -175,13 +180,28 @@ def test_a_width_leaves_nothing_to_divide() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_know_what_they_need(method: str) -> None:
     chosen = METHODS[method]
-    assert chosen.name == method and chosen.summary and chosen.source
     assert chosen.importance in IMPORTANCES and chosen.budget in BUDGETS
     if chosen.importance in BY_DATA:
         with pytest.raises(InputError, match=f"the method '{method}' needs calibration data"):
             settings(method, data=False)
     else:
         assert settings(method, data=False).importance == chosen.importance
+
+
+def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
+    rows = re.findall(r"^\| `(\S+)`[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|", DOCUMENT.read_text("utf-8"), re.M)
+    words = {
+        "second order": "obs", "column score": "fasp", "fluctuation": "flap", "activations": "activation",
+        "weights": "magnitude", "yes": True, "no": False, "one ratio": "uniform", "least squares": "least-squares",
+    }  # fmt: skip
+    said = {name: Settings(*(words.get(cell.strip(), cell.strip()) for cell in cells)) for name, *cells in rows}  # type: ignore[arg-type]
+    assert said == dict(METHODS)
+
+
+def test_the_command_line_offers_every_choice() -> None:
+    for offered, known in ((MethodName, METHODS), (ImportanceName, IMPORTANCES), (BudgetName, BUDGETS)):
+        literal, _none = get_args(get_args(offered)[0])
+        assert set(get_args(literal)) == set(known)
 
 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:

@@ -63,9 +63,8 @@ def test_moments_of_values_and_of_what_reads_them() -> None:
         mixed.append(env[node.args[0]].reshape(-1, 3, 5))
     x, w = torch.cat(mixed), program.weights["o.weight"].detach().view(8, 3, 5)
     assert found.living is not None and found.reading is not None
-    torch.testing.assert_close(found.living.second, torch.einsum("thc,thd->hcd", x, x), rtol=CLOSE, atol=CLOSE)
-    torch.testing.assert_close(found.living.first, x.sum(0), rtol=CLOSE, atol=CLOSE)
-    torch.testing.assert_close(found.reading.second, torch.einsum("nhc,nhd->hcd", w, w), rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(found.living, torch.einsum("thc,thd->hcd", x, x), rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(found.reading, torch.einsum("nhc,nhd->hcd", w, w), rtol=CLOSE, atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", ["repeat", "expand"])
@@ -78,8 +77,8 @@ def test_moments_of_queries_and_shared_keys(name: str) -> None:
     q = (x @ w["q.weight"].T + w["q.bias"]).view(-1, 2, 3, 4)
     k = (x @ w["k.weight"].T + w["k.bias"]).view(-1, 2, 4)
     assert found.living is not None and found.reading is not None
-    torch.testing.assert_close(found.living.second, torch.einsum("thrc,thrd->hcd", q, q), rtol=CLOSE, atol=CLOSE)
-    torch.testing.assert_close(found.reading.second, 3 * torch.einsum("thc,thd->hcd", k, k), rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(found.living, torch.einsum("thrc,thrd->hcd", q, q), rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(found.reading, 3 * torch.einsum("thc,thd->hcd", k, k), rtol=CLOSE, atol=CLOSE)
 
 
 def test_what_reads_is_summed_over_all_readers(analyse: Analyse) -> None:
@@ -97,7 +96,7 @@ def test_what_reads_is_summed_over_all_readers(analyse: Analyse) -> None:
     found = gathered(analysis, named(analysis, "down.weight[0]"), batches)
     a, b = model.a.weight.detach(), model.b.weight.detach()
     assert found.reading is not None
-    torch.testing.assert_close(found.reading.second, a.T @ a + b.T @ b, rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(found.reading, a.T @ a + b.T @ b, rtol=CLOSE, atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", ["mlp", "gated", "squeeze_excite"])

@@ -32,7 +32,7 @@ demo: $(VENV)/.run ## Slim the bundled language model to 70 % and leave the resu
 
 models: $(VENV)/.dev ## Train the bundled models again (about half an hour)
 	$(BIN)/python examples/train_digits_resnet.py --out fxslim/models/digits-resnet
-	$(BIN)/python examples/train_opt_python.py --out fxslim/models/opt-python
+	$(BIN)/python examples/train_python_lm.py --out fxslim/models/opt-python
 
 # torchvision has no build for every torch, and transformers would find it: it stays out of .venv.
 build/vision/.done: | $(VENV)/.dev

@@ -16,6 +16,7 @@ import fnmatch
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fxslim.evaluate import evaluate
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.program import Program
 from fxslim.opening import prepared
 from fxslim.passes.methods import METHODS, settings
 from fxslim.sources import Source, load_model
@@ -86,7 +88,7 @@ def _measure(
     seed: int, text: bool,
 ) -> dict[str, Any]:  # fmt: skip
     program = analysis.program
-    blocks = sum(w.numel for n, w in program.info.items() if w.trainable and fnmatch.fnmatchcase(n, options.blocks))
+    outside = [n for n in program.info if text and not fnmatch.fnmatchcase(n, options.blocks)]
     whole = program.parameters()
     row: dict[str, Any] = {"method": method, "removed": removed, "seed": seed, "calibration": options.calibration}
     slim, proof = program, ""
@@ -97,17 +99,17 @@ def _measure(
             Evaluator(program).run(batch)
         row["forward_s"] = round(time.perf_counter() - start, 1)
         chosen = settings(method, data=True)
-        keep = 1 - removed * (blocks / whole if text and options.of == "params" else 1)
         start = time.perf_counter()
         plan, applied = compress(
-            analysis, keep, of=options.of, importance=chosen.importance, subspace=chosen.subspace,
-            budget=chosen.budget, restore=chosen.restore, calibration=calibration, seed=seed,
+            analysis, 1 - removed, of=options.of, importance=chosen.importance, subspace=chosen.subspace,
+            budget=chosen.budget, restore=chosen.restore, streams=chosen.streams, groups=chosen.groups,
+            uncounted=outside, calibration=calibration, seed=seed,
         )  # fmt: skip
         row["seconds"] = round(time.perf_counter() - start, 1)
         slim = applied.program
         found = prove(applied.analysis, plan)
         proof = f"{'' if found.ok else 'NOT '}{found.max_error:.0e}"
-    share = 1 - (whole - slim.parameters()) / blocks if text else slim.parameters() / whole
+    share = _parameters(slim, outside) / _parameters(program, outside)
     macs = CostModel(analyze(slim).axes).macs() / CostModel(analysis.axes).macs()
     score = evaluate(Evaluator(slim).run, valid, source.task, output_names=slim.output_names)
     return {
@@ -115,6 +117,11 @@ def _measure(
         "params_kept": round(slim.parameters() / whole, 4), "macs_kept": round(macs, 4), "proof": proof,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
+
+
+def _parameters(program: Program, outside: Sequence[str]) -> int:
+    """Trainable scalars but for the weights `outside`; what was added counts."""
+    return sum(w.numel for name, w in program.info.items() if w.trainable and name not in outside)
 
 
 def _calibration(options: argparse.Namespace, source: Source, seed: int, text: bool) -> Batches:

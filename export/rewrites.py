@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxslim.export.complex import split_complex
+from fxslim.export.norms import fuse_norms
 
 __all__ = ["as_onnx_can_say_it"]
 
@@ -108,6 +109,6 @@ def _separate_outputs(graph: fx.Graph) -> None:
 
 
 _REWRITES: tuple[Callable[[fx.Graph], None], ...] = (
-    split_complex, _attention_in_four, _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum,
+    split_complex, fuse_norms, _attention_in_four, _tensors_alone, _copy_before_reshapes, _pad_apart_from_maximum,
     _separate_outputs,
 )  # fmt: skip

@@ -109,7 +109,7 @@ def apply_plan(
     progress: Progress | None = None,
 ) -> Applied:
     """Like `apply`, with a row for every refitted weight."""
-    analysis, batches = _analysis(program), _listed(calibration)
+    analysis, batches = for_plan(program, plan), _listed(calibration)
     if restore not in (None, "least-squares", "none"):
         raise InputError(f"unknown restoration {restore!r}", remedy="choose least-squares or none")
     if restore is None and plan.options.get("restore") == "none":
@@ -164,7 +164,16 @@ def prove(
         CheckError: an output is not finite, so that nothing can be compared.
         PlanError: the plan was made for another program.
     """
-    return _prove(in_bases(_analysis(program), plan, _listed(calibration)), plan, _listed(inputs), tolerance)
+    return _prove(in_bases(for_plan(program, plan), plan, _listed(calibration)), plan, _listed(inputs), tolerance)
+
+
+def for_plan(program: Program | Analysis, plan: Plan) -> Analysis:
+    """The analysis of the program that a plan is for: its preparations are repeated where they are missing."""
+    analysis = _analysis(program)
+    if not plan.prepare or analysis.program.fingerprint() == plan.fingerprint:
+        return analysis
+    prepared = _prepare(analysis, plan.prepare)
+    return prepared if prepared.program.fingerprint() == plan.fingerprint else analysis
 
 
 def _analysis(program: Program | Analysis) -> Analysis:

@@ -45,7 +45,7 @@ ImportanceName = Annotated[
     typer.Option(help="How positions are chosen, instead of what the method says.", show_default=False),
 ]
 MethodName = Annotated[
-    Literal["best", "fasp", "wanda-sp", "flap", "osscar", "transact", "modegpt", "magnitude"] | None,
+    Literal["best", "fasp", "wanda-sp", "flap", "osscar", "transact", "modegpt", "pca", "magnitude"] | None,
     typer.Option(
         "--method",
         help="What is chosen, cut and restored, by name. Default: best with calibration data, else magnitude.",
@@ -67,6 +67,12 @@ Groups = Annotated[str | None, typer.Option(help="Only these kinds or patterns o
 KeepFixed = Annotated[
     list[str] | None,
     typer.Option(help="A pattern of groups or weights that stay whole; may be given again.", show_default=False),
+]
+Uncounted = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A pattern of weights that --keep does not count, as embeddings; may be given again.", show_default=False
+    ),
 ]
 Inexact = Annotated[bool, typer.Option("--inexact", help="Also cut groups whose removal changes values that stay.")]
 RoundTo = Annotated[int, typer.Option(help="Round sizes to a multiple of this: 8 or 16 is what convolutions like.")]

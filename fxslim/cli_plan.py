@@ -55,6 +55,7 @@ def plan(
     calibration: c.Calibration = None,
     groups: c.Groups = None,
     keep_fixed: c.KeepFixed = None,
+    uncounted: c.Uncounted = None,
     inexact: c.Inexact = False,
     round_to: c.RoundTo = 1,
     samples: c.Samples = None,
@@ -84,8 +85,9 @@ def plan(
         chosen = settings(method, importance=importance, budget=budget, data=data is not None, width=width is not None)
         made = make_plan(
             analysis, keep, width=width, of=of, importance=chosen.importance, subspace=chosen.subspace,
-            budget=chosen.budget, calibration=data, round_to=round_to, groups=c.split(groups),
-            keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, progress=shown.progress,
+            budget=chosen.budget, calibration=data, round_to=round_to, groups=c.split(groups) or chosen.groups,
+            keep_fixed=tuple(keep_fixed or ()), uncounted=tuple(uncounted or ()), streams=chosen.streams,
+            inexact=inexact, seed=seed, progress=shown.progress,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
     if out is not None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from fxslim.api import Applied, apply_plan, compress, prove
+from fxslim.api import Applied, apply_plan, compress, for_plan, prove
 from fxslim.data import Batches, load_batches
 from fxslim.evaluate import Score, evaluate
 from fxslim.export import (
@@ -91,6 +91,7 @@ class SlimOptions:
     restore: Restore | None = None
     groups: tuple[str, ...] | None = None
     keep_fixed: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
     inexact: bool = False
     round_to: int = 1
     plan: str | None = None
@@ -120,7 +121,10 @@ class SlimOptions:
                 else "nothing says how much remains"
             )
             raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
-        made = ("method", "importance", "budget", "groups", "keep_fixed", "inexact", "round_to", "of", "split_fused")
+        made = (
+            "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
+            "split_fused",
+        )  # fmt: skip
         default = {f.name: f.default for f in fields(self)}
         if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
             names = ", ".join("--" + n.replace("_", "-") for n in idle)
@@ -141,7 +145,7 @@ class SlimOptions:
             value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
             if value == option.default:
                 continue
-            if option.name == "keep_fixed":
+            if option.name in ("keep_fixed", "uncounted"):
                 words += [w for pattern in value for w in (flag, pattern)]
             elif isinstance(value, bool):
                 words.append(flag)
@@ -211,6 +215,7 @@ def _work(
         _refuse_unscorable(source, evaluation)
     with run.step("plan"):
         plan, applied = _plan(options, analysis, calibration, run)
+        analysis = for_plan(analysis, plan)
         plan.selection(analysis)  # refuses a plan of another model before anything costs time
     with run.step("apply"):
         if applied is None:
@@ -231,8 +236,8 @@ def _work(
         with run.step("latency"):
             latency, shapes = _latency(options, original, applied.program, before, after, evaluation or calibration)
     return Findings(
-        source.name, source.task, command, analysis, plan, proof, applied, calibration, evaluation, scores, files,
-        check, latency, shapes, run.seconds, source.notes,
+        source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
+        files, check, latency, shapes, run.seconds, source.notes,
     )  # fmt: skip
 
 
@@ -296,8 +301,9 @@ def _plan(
     return compress(
         analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore,
         importance=chosen.importance, subspace=chosen.subspace, budget=chosen.budget, calibration=calibration,
-        round_to=options.round_to, groups=options.groups, keep_fixed=options.keep_fixed, inexact=options.inexact,
-        seed=options.seed, progress=run.watcher.progress,
+        round_to=options.round_to, groups=options.groups or chosen.groups, keep_fixed=options.keep_fixed,
+        uncounted=options.uncounted, streams=chosen.streams, inexact=options.inexact, seed=options.seed,
+        progress=run.watcher.progress,
     )  # fmt: skip
 
 

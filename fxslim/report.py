@@ -17,6 +17,7 @@ from fxslim.evaluate import Score
 from fxslim.export import LatencyReport, OnnxCheck, OnnxFile
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
+from fxslim.graph.program import Program
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
 
@@ -35,7 +36,8 @@ class Findings:
     source: str
     task: str | None
     command: str
-    analysis: Analysis
+    original: Program  # as it came
+    analysis: Analysis  # of what the plan is for: prepared
     plan: Plan
     proof: Proof
     applied: Applied
@@ -128,21 +130,21 @@ def _failures(found: Findings) -> list[str]:
 
 def _costs(found: Findings) -> dict[str, list[int]]:
     original, slim = found.files
-    before = CostModel(found.analysis.axes)
     predicted = found.plan.predicted
     slim_program = found.applied.program
     return {
-        "params": [found.analysis.program.parameters(), slim_program.parameters()],
-        "macs": list(predicted.get("macs") or [before.macs(), _macs_after(found)]),
+        "params": [found.original.parameters(), slim_program.parameters()],
+        "macs": list(predicted.get("macs") or _macs(found)),
         "initializer_bytes": [original.initializer_bytes, slim.initializer_bytes],
         "file_bytes": [original.file_bytes, slim.file_bytes],
     }
 
 
-def _macs_after(found: Findings) -> int:
-    """For plans that a person wrote: counted again from what the plan keeps."""
+def _macs(found: Findings) -> list[int]:
+    """Before and after, for plans that a person wrote: counted again from what the plan keeps."""
     cut = {found.analysis.group(c.group).axis: c.count for c in found.plan.cuts}
-    return CostModel(found.analysis.axes).macs(cut)
+    costs = CostModel(found.analysis.axes)
+    return [costs.macs(), costs.macs(cut)]
 
 
 def _quality(found: Findings) -> dict[str, Any] | None:

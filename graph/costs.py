@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal
 
 from fxslim.graph.axes.analysis import Axes
@@ -17,12 +17,17 @@ Target = Literal["params", "macs"]
 class CostModel:
     """Counts from shapes alone. Dynamic sizes have the values of the example inputs, data-dependent ones count as 1."""
 
-    def __init__(self, axes: Axes) -> None:
+    def __init__(self, axes: Axes, uncounted: Container[str] = (), original: CostModel | None = None) -> None:
+        """The costs of the program that `axes` are of; weights named in `uncounted` cost no parameters. `original` is
+        what shares are taken of where the program was prepared: preparation may add weights."""
+        self.original = original or self
         self._symbols = bind_symbols(axes.program, axes.program.example_inputs)
         self._numbers: dict[Axis, int] = {}
         nodes = axes.program.weight_nodes()
         info = axes.program.info
-        self._weights = {name: axes.dims(node) for name, node in nodes.items() if info[name].trainable}
+        trainable = {name: axes.dims(node) for name, node in nodes.items() if info[name].trainable}
+        self._weights = {name: dims for name, dims in trainable.items() if name not in uncounted}
+        self._uncounted = {name: dims for name, dims in trainable.items() if name in uncounted}
         self._bytes = {name: info[name].dtype.itemsize for name in nodes}
         self._buffers = {name: axes.dims(node) for name, node in nodes.items() if not info[name].trainable}
         self._products: list[tuple[Expr, ...]] = []
@@ -40,12 +45,16 @@ class CostModel:
 
     def bytes(self, counts: Mapping[Axis, int] | None = None) -> int:
         """Bytes of all weights and buffers in their own types."""
-        every = {**self._weights, **self._buffers}
+        every = {**self._weights, **self._uncounted, **self._buffers}
         return sum(self._product(dims, counts) * self._bytes[name] for name, dims in every.items())
 
     def of(self, target: Target, counts: Mapping[Axis, int] | None = None) -> int:
         """Parameters or MACs."""
         return self.params(counts) if target == "params" else self.macs(counts)
+
+    def whole(self, target: Target) -> int:
+        """What shares are taken of: the parameters or MACs of the program as it came."""
+        return self.original.of(target)
 
     def _product(self, dims: tuple[Expr, ...], counts: Mapping[Axis, int] | None) -> int:
         total = 1

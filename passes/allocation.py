@@ -53,7 +53,7 @@ class _Division:
     ) -> None:
         self.groups, self.curves, self.of, self.costs = groups, [curves[g.name] for g in groups], of, costs
         self.counts: dict[Axis, int] = {g.axis: g.size for g in groups}
-        self.total = self.now = costs.of(of)
+        self.total, self.now = costs.whole(of), costs.of(of)
         self._units = [step_of(g, round_to) for g in groups]
         self._hulls = [_hull(_offers(g, c, round_to), c) for g, c in zip(groups, self.curves, strict=True)]
         self._queue: list[tuple[float, int, int]] = []  # price, number of the group, step on its hull

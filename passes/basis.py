@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "optimal_basis", "rotation"]
+__all__ = ["Basis", "optimal_basis", "principal_axes", "rotation"]
 
 _TINY = 1e-13  # eigenvalues below this share of the largest are rounding
 
@@ -60,6 +60,14 @@ def optimal_basis(second: Tensor, gram: Tensor, ridge: float = 0.0) -> Basis:
     energy, directions = torch.linalg.eigh((inner + inner.mT) / 2)
     energy, directions = energy.flip(-1).clamp(min=0), directions.flip(-1)
     return Basis(directions.mT @ root, unroot @ directions, energy * scale.squeeze(-1))
+
+
+def principal_axes(second: Tensor) -> Basis:
+    """The rotation to the principal axes of `second` S [*batch, d, d]: what SliceGPT (Ashkboos 2024) turns a residual
+    stream by, which many maps read."""
+    energy, directions = torch.linalg.eigh(second)
+    energy, directions = energy.flip(-1).clamp(min=0), directions.flip(-1)
+    return Basis(directions.mT, directions, energy)
 
 
 def rotation(second: Tensor, gram: Tensor) -> Basis:

@@ -107,7 +107,7 @@ def counts_for_keep(
         PlanError: the target cannot be met; the message names the smallest share that can.
     """
     check_share(keep, "keep")
-    total = costs.of(of)
+    total = costs.whole(of)
     smallest = {g.axis: _count(g, 1e-12, round_to) for g in groups}
     floor = costs.of(of, smallest) / total
     if keep < floor - TOLERANCE:

@@ -20,7 +20,7 @@ from fxslim.graph.rewriter import Rewriter
 from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.same import verify_same_function
 
-__all__ = ["FoldConstants"]
+__all__ = ["FoldConstants", "weight_value"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FoldConstants(Pass):
         copies, roots = rewriter.copies(analysis.axes), weight_like(analysis.program.graph)
         for node in analysis.program.graph.nodes:
             if node in roots and self._worth_it(analysis.axes, node, roots):
-                value = _value(analysis.program, node)
+                value = weight_value(analysis.program, node)
                 infos = [analysis.program.info[r] for r in roots[node]]
                 name = _free_name(rewriter.program, sorted(roots[node]))
                 weight = rewriter.add_weight(
@@ -97,7 +97,10 @@ def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
             stack.extend(current.all_input_nodes)
 
 
-def _value(program: Program, node: fx.Node) -> Tensor:
+def weight_value(program: Program, node: fx.Node) -> Tensor:
+    """The value of a node that depends on weights alone (`weight_like`)."""
+    if node.op == "get_attr":
+        return program.weights[str(node.target)]
     needed = set(_ancestors(node))
     environment: Environment = {}
     evaluator = Evaluator(program)

@@ -8,7 +8,7 @@ paper's method has in common with the others (capture, groups, rewriting, the pr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -29,13 +29,15 @@ class Settings:
     subspace: bool
     budget: Budget
     restore: Restore | None  # None: by least squares where there is data
+    streams: bool = False  # residual streams are opened and cut in another basis
+    groups: tuple[str, ...] | None = None  # only these kinds are cut
 
 
 DEFAULT = "best"
 METHODS: Mapping[str, Settings] = MappingProxyType(
     {
         # This project's strongest measured combination.
-        "best": Settings("obs", True, "global", "least-squares"),
+        "best": Settings("obs", True, "global", "least-squares", streams=True),
         # FASP (Huawei 2025, arXiv 2501.09412).
         "fasp": Settings("fasp", False, "uniform", "least-squares"),
         # Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors: FASP's score, nothing restored.
@@ -48,6 +50,8 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "transact": Settings("activation", False, "uniform", "none"),
         # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
         "modegpt": Settings("obs", True, "uniform", "least-squares"),
+        # SliceGPT (Ashkboos 2024, arXiv 2401.15024) with one rotation for each stream, not for each block.
+        "pca": Settings("magnitude", True, "uniform", "none", streams=True, groups=("residual stream",)),
         # Li 2017 (arXiv 1608.08710); needs no data.
         "magnitude": Settings("magnitude", False, "uniform", "none"),
     }
@@ -79,4 +83,9 @@ def settings(
     if not data and (chosen.importance in BY_DATA or chosen.subspace):
         raise InputError(f"the method {name or DEFAULT!r} needs calibration data", remedy="give --calibration FILE")
     divided = budget or ("uniform" if width else chosen.budget)
-    return Settings(importance or chosen.importance, chosen.subspace, divided, restore or chosen.restore)
+    # At one ratio for all, a stream would lose what everything that reads it loses besides.
+    streams = chosen.streams and (divided == "global" or chosen.groups is not None)
+    return replace(
+        chosen, importance=importance or chosen.importance, budget=divided, restore=restore or chosen.restore,
+        streams=streams,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -17,9 +18,10 @@ from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
 from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
+from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
 from fxslim.passes.plan import Cut, Plan
-from fxslim.passes.prepare import preparations_of
+from fxslim.passes.prepare import preparations_of, prepare
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces
@@ -42,6 +44,8 @@ class PlanOptions(TypedDict, total=False):
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     seed: int
     progress: Progress | None
+    streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
+    uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,29 @@ def plan_and_restore(
 
     The restoration is the one that restoring the finished plan on the same data would give.
     """
-    work = _Planner(analysis, keep, calibration, options)
-    counts = work.counts()
-    return work.planned(counts)
+    opened = _opened(analysis) if options.get("streams") else None
+    if opened is not None:
+        work = _Planner(opened, keep, calibration, options, original=analysis)
+        counts = work.counts()
+        if any(s.stream and counts[s.group.axis] < s.group.size for s in work.subspaces):
+            return work.planned(counts)
+    work = _Planner(analysis, keep, calibration, options)  # plain norms cost time: not for nothing
+    return work.planned(work.counts())
+
+
+def _opened(analysis: Analysis) -> Analysis | None:
+    """The program with plain norms, where that makes a residual stream a subspace that can be cut."""
+    opened = prepare(analysis, [FoldNorms.name])
+    return opened if any(s.stream for s in find_subspaces(opened, opened.prunable)[0]) else None
 
 
 class _Planner:
     """The steps of making one plan: which groups, in which basis, how many positions, which ones."""
 
     def __init__(
-        self, analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions
-    ) -> None:
+        self, analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions,
+        original: Analysis | None = None,
+    ) -> None:  # fmt: skip
         self.analysis, self.keep, self.batches = analysis, keep, batches
         self.width, self.of = options.get("width"), options.get("of", "params")
         self.importance, self.budget = options.get("importance", "magnitude"), options.get("budget", "uniform")
@@ -105,6 +121,8 @@ class _Planner:
         self.inexact, self.progress = options.get("inexact", False), options.get("progress")
         self.groups, self.keep_fixed = _patterns(options.get("groups")), _patterns(options.get("keep_fixed", ())) or []
         self.subspace = options.get("subspace", False)
+        self.uncounted = _patterns(options.get("uncounted", ())) or []
+        self.costs = self._costs(analysis, self._costs(original) if original is not None else None)
         self._check()
         self.chosen, self.notes = choose_groups(
             analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact
@@ -121,6 +139,11 @@ class _Planner:
             self._leave_products_out(based)
         self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
         self.found: Survey | None = None
+
+    def _costs(self, analysis: Analysis, original: CostModel | None = None) -> CostModel:
+        names = analysis.program.info
+        left = {n for pattern in self.uncounted for n in fnmatch.filter(names, pattern.replace("[", "[[]"))}
+        return CostModel(analysis.axes, left, original)
 
     def _check(self) -> None:
         if (self.keep is None) == (self.width is None):
@@ -169,11 +192,10 @@ class _Planner:
 
     def counts(self) -> dict[Axis, int]:
         """How many positions each chosen group keeps."""
-        costs = CostModel(self.analysis.axes)
         if self.budget == "global":
-            return self._allocated(costs)
+            return self._allocated(self.costs)
         if self.keep is not None:
-            return counts_for_keep(self.chosen, self.keep, self.of, costs, self.round_to)
+            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to)
         assert self.width is not None
         return counts_for_width(self.chosen, self.width, self.round_to)
 
@@ -198,7 +220,7 @@ class _Planner:
         self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
-        share = costs.of(self.of, counts) / costs.of(self.of)
+        share = costs.of(self.of, counts) / costs.whole(self.of)
         if share < self.keep - TOLERANCE:
             self.notes.append(
                 f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
@@ -213,11 +235,10 @@ class _Planner:
         groups = {name: analysis.group(name) for name in number}
         first = {s.group.name: leading(s.group, number[s.group.name]) for s in self.subspaces if s.group.name in number}
         masks, restoration = self._choose(analysis, groups, number, first)
-        costs = CostModel(self.analysis.axes)
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         plan = Plan(
-            self.analysis.program.fingerprint(), cuts, self._options(), _predicted(costs, counts), tuple(self.notes),
-            preparations_of(self.analysis.program),
+            self.analysis.program.fingerprint(), cuts, self._options(), _predicted(self.costs, counts),
+            tuple(self.notes), preparations_of(self.analysis.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
@@ -255,7 +276,7 @@ class _Planner:
         return {
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,
-            "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
+            "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed, "uncounted": self.uncounted,
             "data": digest(v for batch in self.batches for v in batch) if self.subspaces and self.batches else None,
         }  # fmt: skip
 
@@ -266,7 +287,7 @@ def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
 
 def _predicted(costs: CostModel, counts: Mapping[Axis, int]) -> dict[str, Any]:
     return {
-        "params": [costs.params(), costs.params(counts)],
-        "macs": [costs.macs(), costs.macs(counts)],
-        "bytes": [costs.bytes(), costs.bytes(counts)],
+        "params": [costs.original.params(), costs.params(counts)],
+        "macs": [costs.original.macs(), costs.macs(counts)],
+        "bytes": [costs.original.bytes(), costs.bytes(counts)],
     }

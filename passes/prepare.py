@@ -9,12 +9,13 @@ from fxslim.graph.program import Program
 from fxslim.passes.base import Pass
 from fxslim.passes.factorise import Factorise
 from fxslim.passes.fold import FoldConstants
+from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.spec import parse_pass, spec_name
 from fxslim.passes.split import SplitFused
 
 __all__ = ["ALWAYS", "PREPARATIONS", "SPLIT", "preparations_of", "prepare"]
 
-PREPARATIONS: dict[str, type[Pass]] = {kind.name: kind for kind in (FoldConstants, SplitFused, Factorise)}
+PREPARATIONS: dict[str, type[Pass]] = {kind.name: kind for kind in (FoldConstants, SplitFused, FoldNorms, Factorise)}
 ALWAYS, SPLIT = (FoldConstants.name,), SplitFused.name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
@@ -40,7 +40,8 @@ class Subspace:
     group: Group
     sides: tuple[Side, ...]
     weights: tuple[tuple[str, int, bool], ...]
-    rotations: bool = False  # only rotations are left: both sides hold the axis in one and the same place
+    rotations: bool = False  # only rotations are left: both sides hold the axis in one place, or its length is taken
+    stream: bool = False  # its length is taken: a residual stream whose norms are plain
 
     @property
     def estimated(self) -> bool:
@@ -80,13 +81,14 @@ def find_subspaces(analysis: Analysis, groups: Sequence[Group]) -> tuple[list[Su
 def _subspace(analysis: Analysis, group: Group, places: Orientations, constants: frozenset[fx.Node]) -> Subspace:
     if group.caches:
         raise AnalysisError("a cache of the user lies in its basis")
-    contractions = [c for c in analysis.axes.calls.values() if _sums_over(analysis, c, group.axis)]
+    sums = [c for c in analysis.axes.calls.values() if _sums_over(analysis, c, group.axis)]
+    contractions = [c for c in sums if not _is_length(c)]
     operands = [(c, o, d) for c in contractions for o, d in _operands(analysis, c, group.axis)]
     if not operands:
         raise AnalysisError("nothing sums over it")
     nodes = analysis.program.weight_nodes()
     if group.symmetry is Symmetry.ORTHOGONAL:
-        return _rotated(analysis, group, operands, constants)
+        return replace(_rotated(analysis, group, operands, constants), stream=len(sums) > len(contractions))
     found = {key: places.place(*key, group.axis) for key in dict.fromkeys((o, d) for _, o, d in operands)}
     on_weights = {
         (name, dim): places.place(node, dim, group.axis)
@@ -116,6 +118,13 @@ def _rotated(
         for dim in holders(analysis.axes.dims(node), group.axis)
     )
     return Subspace(group, sides, on_weights, rotations=True)
+
+
+def _is_length(call: CallAxes) -> bool:
+    """Whether a call takes the length of its only operand, which no rotation changes."""
+    return len(call.operands) == 1 and any(
+        call.rule.kind(x) is Kind.REDUCE and call.rule.symmetry_of(x) is Symmetry.ORTHOGONAL for x in call.letters
+    )
 
 
 def _sums_over(analysis: Analysis, call: CallAxes, axis: Axis) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,13 +19,14 @@ from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
-from fxslim.passes.basis import Basis, optimal_basis, rotation
+from fxslim.passes.basis import Basis, optimal_basis, principal_axes, rotation
 from fxslim.passes.consumers import at_several_depths, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.restore import Progress
 from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.stream_curve import Readers, interpolated, leading
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at
 
 __all__ = ["Curve", "Survey", "fitted", "leading", "probe", "survey"]
@@ -44,13 +47,14 @@ class Curve:
     mask: Tensor  # [*batch, size]
     weights: dict[str, Tensor] = field(default_factory=dict)  # refitted for the probe, by name
     effect: float | None = None  # divergence of the model's output at the probe
+    readers: Readers | None = None  # of a residual stream, which is probed at several sizes
 
     def scaled(self) -> Tensor:
         """The losses in units of the output's divergence: [size + 1].
 
         Where the probe had no effect what it removed is free, and nothing is known of less than it kept.
         """
-        if self.effect is None:
+        if self.effect is None or self.readers is not None:
             return self.losses
         at = float(self.losses[self.probed])
         if at > 0 and 0 < self.effect < float("inf"):
@@ -103,9 +107,10 @@ class _Collector:
         self.curves: dict[str, Curve] = {}
         self.bases: dict[str, Basis] = {}
         self.notes: list[str] = []
+        self._readers = {s.group.name: Readers.of(s.group) for s in subspaces if s.stream}
         self._gathered = {s.group.name: Gathered() for s in subspaces}
         self._sides = {s.group.name: len(s.sides) for s in subspaces}
-        consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
+        self._consumers = consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
         self._groups = {g.name: g for g in groups}
         self._wanted = {g.name: [consumers[n] for n in g.consumers if n in consumers] for g in groups}
         self._moments: dict[fx.Node, SecondMoment] = {}
@@ -117,6 +122,8 @@ class _Collector:
         for subspace in self.subspaces:
             if any(s.call is node for s in subspace.sides):
                 walk.advance_to(node)
+                if subspace.stream:
+                    self._readers[subspace.group.name].visit(self._consumers.get(node.name), walk)
                 done = gather_at(self.analysis, subspace, node, walk, batches, self._gathered[subspace.group.name])
                 self._sides[subspace.group.name] -= done
                 if not self._sides[subspace.group.name]:
@@ -141,7 +148,11 @@ class _Collector:
             raise InputError(
                 f"the second moments of {group.name!r} overflow", remedy="check the calibration data for extreme values"
             )
-        if subspace.rotations:
+        readers = self._readers.pop(group.name, None)
+        if readers is not None:
+            basis = principal_axes(second)
+            readers.change_basis(basis)
+        elif subspace.rotations:
             basis = rotation(second, gram)
         else:
             basis = optimal_basis(second, gram, RIDGE if subspace.estimated else 0.0)
@@ -149,7 +160,7 @@ class _Collector:
         close = (losses[1:-1] - _PROBED * losses[0]).abs()
         count = int(close.masked_fill(losses[1:-1] < _FELT * losses[0], float("inf")).argmin()) + 1
         self.bases[group.name] = basis
-        self.curves[group.name] = Curve(losses, count, leading(group, count))
+        self.curves[group.name] = Curve(losses, count, leading(group, count), readers=readers)
 
     def _selection(self, group: Group) -> None:
         own = [(c, self._moments[c.node]) for c in self._wanted[group.name]]
@@ -188,11 +199,6 @@ def _shown(problems: Sequence[Problem], before: Sequence[Tensor]) -> float:
     return sum(float(torch.einsum("gnk,gnk->", d @ h, d)) for d, h in differences)
 
 
-def leading(group: Group, count: int) -> Tensor:
-    """The first `count` positions of every row: [*batch, size] bool."""
-    return (torch.arange(group.size) < count).expand(group.shape).clone()
-
-
 def probe(
     analysis: Analysis, curves: Mapping[str, Curve], inputs: Sequence[Tensor], progress: Progress | None = None
 ) -> None:
@@ -201,14 +207,26 @@ def probe(
     `analysis` is that of the program for which the curves hold: for subspaces the one in their bases, for selections
     the original, whose weights they have refitted.
     """
-    names = analysis.program.output_names
     original = Evaluator(analysis.program).run(inputs)
     for number, (name, curve) in enumerate(curves.items()):
         if progress is not None:
             progress(f"probe: {name}", number, len(curves))
-        group = analysis.group(name)
-        evaluator = MaskedEvaluator(analysis.axes, Selection({group.axis: Kept(group.batch, curve.mask)}))
-        for weight, value in curve.weights.items():
-            evaluator.set_weight(weight, value)
-        curve.effect = divergence(names, original, evaluator.run(inputs))
-        curve.weights.clear()
+        measure = partial(_effect, analysis, analysis.group(name), inputs, original)
+        if curve.readers is None:
+            curve.effect = measure(curve.mask, curve.weights)
+            curve.weights.clear()
+            continue
+        effects = curve.readers.effects(measure, analysis.program)
+        curve.losses, curve.effect = interpolated(len(curve.losses) - 1, effects), max(effects.values())
+        curve.readers.moments.clear()
+
+
+def _effect(
+    analysis: Analysis, group: Group, inputs: Sequence[Tensor], original: Sequence[Any], mask: Tensor,
+    weights: Mapping[str, Tensor],
+) -> float:  # fmt: skip
+    """How far the output is from the original's when a group keeps what `mask` says and `weights` replace others."""
+    evaluator = MaskedEvaluator(analysis.axes, Selection({group.axis: Kept(group.batch, mask)}))
+    for weight, value in weights.items():
+        evaluator.set_weight(weight, value)
+    return divergence(analysis.program.output_names, original, evaluator.run(inputs))

@@ -51,10 +51,12 @@ def any_(call: Call) -> DimRule:
 
 @rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
 def vector_norm(call: Call) -> DimRule:
-    """Of a positive or zero order, removing a position equals making it zero."""
+    """Of a positive or zero order, removing a position equals making it zero; a length stays under rotations."""
     order = call.arg("ord" if call.op is aten.linalg_vector_norm.default else "p")
-    clause = "" if order is None or order >= 0 else "tied"
     dims = call.dims("dim", len(call.shapes[0]))
+    if order in (None, 2) and len(dims) == 1:
+        return reduction(call, dims, bool(call.arg("keepdim")), "orthogonal", Symmetry.PERMUTATION)
+    clause = "" if order is None or order >= 0 else "tied"
     return reduction(call, dims, bool(call.arg("keepdim")), clause, Symmetry.PERMUTATION)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from fxslim.api import apply
 from fxslim.export.check import check_onnx
 from fxslim.export.to_onnx import export_onnx
 from fxslim.graph.capture import capture
+from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.prepare import prepare
 
 
 class PaddedPool(nn.Module):
@@ -51,3 +56,40 @@ def test_attention_over_any_number_of_dimensions_is_exported(
     program = capture(Attention(), (torch.randn(shape),), {}, ({0: "batch"},) if dynamic else None)
     result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
     assert result.ok, result.failures
+
+
+class Roots(nn.Module):
+    """RMSNorm as most models write it, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.weight = nn.Embedding(9, 12), nn.Parameter(torch.randn(12))
+        self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 5)
+
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize("stream", [None, 12, 7], ids=["as it came", "folded", "cut"])
+def test_norms_are_written_as_the_runtime_fuses_them(tmp_path: Path, stream: int | None) -> None:
+    torch.manual_seed(0)
+    program = capture(Roots().eval(), (torch.arange(6).reshape(2, 3),), {}, ({0: "batch"},))
+    if stream is not None:
+        analysis = prepare(program, ["fold-norms"])
+        group = next(g for g in analysis.prunable if g.size == 12)
+        cut = Cut.from_mask(group, torch.arange(12) < stream)
+        program = apply(analysis, Plan(analysis.program.fingerprint(), (cut,)))
+    path = export_onnx(program, tmp_path / "m.onnx").path
+    result = check_onnx(program, path)
+    assert result.ok, result.failures
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
+    assert kinds.count("SimplifiedLayerNormalization") == 2 and "ReduceMean" not in kinds and "ReduceL2" not in kinds

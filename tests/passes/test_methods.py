@@ -83,7 +83,7 @@ def slimmed(method: str, of: Target = "params") -> tuple[Plan, Applied]:
     chosen = settings(method, data=True)
     return compress(
         analysis, 0.7, of=of, importance=chosen.importance, subspace=chosen.subspace, budget=chosen.budget,
-        restore=chosen.restore, calibration=data,
+        restore=chosen.restore, streams=chosen.streams, groups=chosen.groups, calibration=data,
     )  # fmt: skip
 
 
@@ -156,19 +156,21 @@ def test_macs_can_be_the_budget() -> None:
 
 def test_settings_without_a_name() -> None:
     assert DEFAULT == "best" and next(iter(METHODS)) == "best"
-    best = Settings("obs", True, "global", "least-squares")
+    best = Settings("obs", True, "global", "least-squares", streams=True)
     assert settings(data=True) == best == settings("best", data=True)
     assert settings(data=False) == Settings("magnitude", False, "uniform", None)
     assert settings(importance="fasp", data=True) == Settings("fasp", False, "uniform", None)
     assert settings(importance="random", budget="global", data=True) == Settings("random", False, "global", None)
-    assert settings(restore="none", data=True) == Settings("obs", True, "global", "none")
+    assert settings(restore="none", data=True) == Settings("obs", True, "global", "none", streams=True)
     assert settings(restore="none", data=False) == Settings("magnitude", False, "uniform", "none")
 
 
 def test_settings_of_a_method_can_be_replaced_one_by_one() -> None:
     assert settings("fasp", budget="global", data=True) == Settings("fasp", False, "global", "least-squares")
-    assert settings("best", importance="flap", data=True) == Settings("flap", True, "global", "least-squares")
-    assert settings("best", restore="none", data=True) == Settings("obs", True, "global", "none")
+    assert settings("best", importance="flap", data=True) == Settings(
+        "flap", True, "global", "least-squares", streams=True
+    )
+    assert settings("best", restore="none", data=True) == Settings("obs", True, "global", "none", streams=True)
 
 
 def test_a_width_leaves_nothing_to_divide() -> None:
@@ -181,7 +183,7 @@ def test_a_width_leaves_nothing_to_divide() -> None:
 def test_methods_know_what_they_need(method: str) -> None:
     chosen = METHODS[method]
     assert chosen.importance in IMPORTANCES and chosen.budget in BUDGETS
-    if chosen.importance in BY_DATA:
+    if chosen.importance in BY_DATA or chosen.subspace:
         with pytest.raises(InputError, match=f"the method '{method}' needs calibration data"):
             settings(method, data=False)
     else:
@@ -189,13 +191,15 @@ def test_methods_know_what_they_need(method: str) -> None:
 
 
 def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
-    rows = re.findall(r"^\| `(\S+)`[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|", DOCUMENT.read_text("utf-8"), re.M)
+    cell = r"([^|]*)\|"
+    rows = re.findall(rf"^\| `(\S+)`[^|]*\|{cell * 5}", DOCUMENT.read_text("utf-8"), re.M)
     words = {
         "second order": "obs", "column score": "fasp", "fluctuation": "flap", "activations": "activation",
-        "weights": "magnitude", "yes": True, "no": False, "one ratio": "uniform", "least squares": "least-squares",
+        "weights": "magnitude", "-": "magnitude", "yes": True, "no": False, "only these": True, "one ratio": "uniform",
+        "least squares": "least-squares",
     }  # fmt: skip
-    said = {name: Settings(*(words.get(cell.strip(), cell.strip()) for cell in cells)) for name, *cells in rows}  # type: ignore[arg-type]
-    assert said == dict(METHODS)
+    said = {name: tuple(words.get(cell.strip(), cell.strip()) for cell in cells) for name, *cells in rows}
+    assert said == {n: (m.importance, m.subspace, m.budget, m.restore, m.streams) for n, m in METHODS.items()}
 
 
 def test_the_command_line_offers_every_choice() -> None:

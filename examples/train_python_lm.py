@@ -1,9 +1,10 @@
-"""Train the bundled language model: the OPT architecture on Python's own source text.
+"""Train a small language model on Python's own source text: the bundled one (OPT), or a LLaMA for benchmarks.
 
 The text is the standard library of the running interpreter, split by a hash of the file's path, so that the held-out
 files never depend on order. A byte-level BPE with 1,024 entries is trained on the training files first.
 
-    python examples/train_opt_python.py --out fxslim/models/opt-python --minutes 25
+    python examples/train_python_lm.py --out fxslim/models/opt-python --minutes 25
+    python examples/train_python_lm.py --architecture llama --out build/llama-python --minutes 40
 
 Leaves a Hugging Face directory (float16 weights, tokenizer, `calib.txt`, `valid.txt`) and `training.json`, which states
 the held-out perplexity and how it was measured.
@@ -23,7 +24,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 WINDOW = 256  # tokens in a window, for training, calibration and evaluation alike
 HELD_OUT_SHARE = 0.05
@@ -74,6 +82,27 @@ def train_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
+def opt(vocabulary: int) -> tuple[PreTrainedModel, str]:
+    config = OPTConfig(
+        vocab_size=vocabulary, hidden_size=160, word_embed_proj_dim=160, ffn_dim=640, num_hidden_layers=4,
+        num_attention_heads=5, max_position_embeddings=WINDOW, dropout=0.0, attention_dropout=0.0,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0, activation_function="relu",
+    )  # fmt: skip
+    return OPTForCausalLM(config), "OPT, 4 layers, hidden 160, ffn 640, 5 heads"
+
+
+def llama(vocabulary: int) -> tuple[PreTrainedModel, str]:
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=WINDOW, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config), "LLaMA, 4 layers, hidden 192, ffn 512, 6 heads, 2 key-value heads"
+
+
+ARCHITECTURES = {"opt": opt, "llama": llama}
+
+
 def windows(tokenizer: PreTrainedTokenizerFast, text: str) -> torch.Tensor:
     """Token windows: [n, WINDOW] int64; the rest of the text is dropped."""
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
@@ -81,7 +110,7 @@ def windows(tokenizer: PreTrainedTokenizerFast, text: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def perplexity(model: OPTForCausalLM, data: torch.Tensor) -> float:
+def perplexity(model: PreTrainedModel, data: torch.Tensor) -> float:
     """exp of the mean cross-entropy over all predicted tokens of the windows."""
     model.eval()
     total = 0.0
@@ -91,7 +120,7 @@ def perplexity(model: OPTForCausalLM, data: torch.Tensor) -> float:
     return math.exp(total / len(data))
 
 
-def train(model: OPTForCausalLM, data: torch.Tensor, valid: torch.Tensor, minutes: float) -> int:
+def train(model: PreTrainedModel, data: torch.Tensor, valid: torch.Tensor, minutes: float) -> int:
     """Trains for `minutes` of wall time and returns the number of tokens seen."""
     peak, batch = 3e-3, 16
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
@@ -119,6 +148,7 @@ def train(model: OPTForCausalLM, data: torch.Tensor, valid: torch.Tensor, minute
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="opt")
     parser.add_argument("--minutes", type=float, default=25.0)
     options = parser.parse_args()
     torch.manual_seed(SEED)
@@ -127,17 +157,12 @@ def main() -> None:
     data = torch.cat([torch.tensor(tokenizer(read(f), verbose=False)["input_ids"], dtype=torch.long) for f in training])
     valid_text = sample_text(held_out, VALIDATION_BYTES, SEED)
     valid = windows(tokenizer, valid_text)
-    config = OPTConfig(
-        vocab_size=len(tokenizer), hidden_size=160, word_embed_proj_dim=160, ffn_dim=640, num_hidden_layers=4,
-        num_attention_heads=5, max_position_embeddings=WINDOW, dropout=0.0, attention_dropout=0.0,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0, activation_function="relu",
-    )  # fmt: skip
-    model = OPTForCausalLM(config)
+    model, described = ARCHITECTURES[options.architecture](len(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} training tokens", flush=True)
     seen = train(model, data, valid, options.minutes)
     model = model.half().float()  # what is stored is what is measured
     facts = {
-        "architecture": "OPT, 4 layers, hidden 160, ffn 640, 5 heads, byte-level BPE of 1,024 entries",
+        "architecture": f"{described}, byte-level BPE of 1,024 entries",
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_text": f"standard library of CPython {platform.python_version()}, "
         f"{len(data):,} tokens, {seen:,} seen",

@@ -103,6 +103,7 @@ def _measure(
         plan, applied = compress(
             analysis, 1 - removed, of=options.of, importance=chosen.importance, subspace=chosen.subspace,
             budget=chosen.budget, restore=chosen.restore, streams=chosen.streams, groups=chosen.groups,
+            metric=chosen.metric,
             uncounted=outside, calibration=calibration, seed=seed,
         )  # fmt: skip
         row["seconds"] = round(time.perf_counter() - start, 1)

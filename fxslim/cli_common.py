@@ -45,7 +45,22 @@ ImportanceName = Annotated[
     typer.Option(help="How positions are chosen, instead of what the method says.", show_default=False),
 ]
 MethodName = Annotated[
-    Literal["best", "fasp", "wanda-sp", "flap", "osscar", "transact", "modegpt", "pca", "magnitude"] | None,
+    Literal[
+        "best",
+        "fasp",
+        "wanda-sp",
+        "flap",
+        "osscar",
+        "transact",
+        "modegpt",
+        "pca",
+        "svd",
+        "asvd",
+        "svd-llm",
+        "welore",
+        "magnitude",
+    ]
+    | None,
     typer.Option(
         "--method",
         help="What is chosen, cut and restored, by name. Default: best with calibration data, else magnitude.",

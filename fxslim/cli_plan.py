@@ -87,7 +87,7 @@ def plan(
             analysis, keep, width=width, of=of, importance=chosen.importance, subspace=chosen.subspace,
             budget=chosen.budget, calibration=data, round_to=round_to, groups=c.split(groups) or chosen.groups,
             keep_fixed=tuple(keep_fixed or ()), uncounted=tuple(uncounted or ()), streams=chosen.streams,
-            inexact=inexact, seed=seed, progress=shown.progress,
+            metric=chosen.metric, inexact=inexact, seed=seed, progress=shown.progress,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
     if out is not None:

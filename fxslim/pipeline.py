@@ -302,8 +302,8 @@ def _plan(
         analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore,
         importance=chosen.importance, subspace=chosen.subspace, budget=chosen.budget, calibration=calibration,
         round_to=options.round_to, groups=options.groups or chosen.groups, keep_fixed=options.keep_fixed,
-        uncounted=options.uncounted, streams=chosen.streams, inexact=options.inexact, seed=options.seed,
-        progress=run.watcher.progress,
+        uncounted=options.uncounted, streams=chosen.streams, metric=chosen.metric, inexact=options.inexact,
+        seed=options.seed, progress=run.watcher.progress,
     )  # fmt: skip
 
 

@@ -26,8 +26,9 @@ class CostModel:
         nodes = axes.program.weight_nodes()
         info = axes.program.info
         trainable = {name: axes.dims(node) for name, node in nodes.items() if info[name].trainable}
+        self.uncounted = frozenset(name for name in trainable if name in uncounted)
         self._weights = {name: dims for name, dims in trainable.items() if name not in uncounted}
-        self._uncounted = {name: dims for name, dims in trainable.items() if name in uncounted}
+        self._uncounted = {name: trainable[name] for name in self.uncounted}
         self._bytes = {name: info[name].dtype.itemsize for name in nodes}
         self._buffers = {name: axes.dims(node) for name, node in nodes.items() if not info[name].trainable}
         self._products: list[tuple[Expr, ...]] = []

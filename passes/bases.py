@@ -9,6 +9,7 @@ from torch import Tensor
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.change_basis import ChangeBasis, bases_of
+from fxslim.passes.pairs import find_pairs, pair_bases
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import find_subspaces
@@ -33,18 +34,23 @@ def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]]
     """
     plan.selection(analysis)  # refuses a plan of another model before anything costs time
     missing = [name for name in plan.subspaces if name not in bases_of(analysis.program)]
+    metric = plan.options.get("metric")
     if not missing:
         return analysis
-    if not batches:
+    if not batches and metric != "plain":
         raise InputError(
             f"the plan keeps a subspace of {missing[0]!r}, whose basis comes from calibration data",
             remedy="give `calibration=` (--calibration FILE): the data that the plan was made with",
         )
-    if plan.options.get("data") not in (None, digest(value for batch in batches for value in batch)):
+    if plan.options.get("data") not in (None, digest(value for batch in batches or () for value in batch)):
         raise InputError(
             "the calibration data is not what the plan was made with: the bases of its subspaces would be others",
             remedy="give the same file, samples, window and seed, or make a new plan",
         )
+    if metric is not None:
+        pairs = [pair for pair in find_pairs(analysis).values() if pair.group.name in missing]
+        return change_bases(analysis, pair_bases(analysis, pairs, metric, batches), missing)
+    assert batches
     groups = [analysis.group(name) for name in missing]
     found, refused = find_subspaces(analysis, groups)
     if len(found) < len(groups):

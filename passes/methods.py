@@ -15,6 +15,7 @@ from typing import Literal
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
 from fxslim.passes.importance import BY_DATA, Importance
+from fxslim.passes.pairs import Metric
 
 __all__ = ["METHODS", "Settings", "settings"]
 
@@ -31,6 +32,7 @@ class Settings:
     restore: Restore | None  # None: by least squares where there is data
     streams: bool = False  # residual streams are opened and cut in another basis
     groups: tuple[str, ...] | None = None  # only these kinds are cut
+    metric: Metric | None = None  # linear maps become pairs of a low rank instead; how their inputs are weighed
 
 
 DEFAULT = "best"
@@ -52,6 +54,14 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "modegpt": Settings("obs", True, "uniform", "least-squares"),
         # SliceGPT (Ashkboos 2024, arXiv 2401.15024) with one rotation for each stream, not for each block.
         "pca": Settings("magnitude", True, "uniform", "none", streams=True, groups=("residual stream",)),
+        # The truncated singular value decomposition of the weights alone; needs no data.
+        "svd": Settings("magnitude", False, "uniform", "none", metric="plain"),
+        # ASVD (Yuan 2023, arXiv 2312.05821), one share for all weights in the place of its search.
+        "asvd": Settings("magnitude", False, "uniform", "none", metric="scaled"),
+        # SVD-LLM (Wang 2024, arXiv 2403.07378), computed as in Swift-SVD (2026, arXiv 2604.01609).
+        "svd-llm": Settings("magnitude", False, "uniform", "none", metric="whitened"),
+        # WeLore (Jaiswal 2024, arXiv 2407.11239), before its fine-tuning.
+        "welore": Settings("magnitude", False, "global", "none", metric="plain"),
         # Li 2017 (arXiv 1608.08710); needs no data.
         "magnitude": Settings("magnitude", False, "uniform", "none"),
     }
@@ -80,7 +90,7 @@ def settings(
     if name is None and (importance is not None or not data):
         return Settings(importance or "magnitude", False, budget or "uniform", restore)
     chosen = METHODS[name or DEFAULT]
-    if not data and (chosen.importance in BY_DATA or chosen.subspace):
+    if not data and (chosen.importance in BY_DATA or chosen.subspace or chosen.metric in ("scaled", "whitened")):
         raise InputError(f"the method {name or DEFAULT!r} needs calibration data", remedy="give --calibration FILE")
     divided = budget or ("uniform" if width else chosen.budget)
     # At one ratio for all, a stream would lose what everything that reads it loses besides.

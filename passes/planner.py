@@ -20,8 +20,10 @@ from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, coun
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
+from fxslim.passes.pairs import Metric
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
+from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces
@@ -45,6 +47,7 @@ class PlanOptions(TypedDict, total=False):
     seed: int
     progress: Progress | None
     streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
+    metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
     uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
 
 
@@ -91,6 +94,8 @@ def plan_and_restore(
 
     The restoration is the one that restoring the finished plan on the same data would give.
     """
+    if (metric := options.get("metric")) is not None:
+        return _ranks(analysis, keep, calibration, metric, options)
     opened = _opened(analysis) if options.get("streams") else None
     if opened is not None:
         work = _Planner(opened, keep, calibration, options, original=analysis)
@@ -99,6 +104,19 @@ def plan_and_restore(
             return work.planned(counts)
     work = _Planner(analysis, keep, calibration, options)  # plain norms cost time: not for nothing
     return work.planned(work.counts())
+
+
+def _ranks(
+    analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, metric: Metric,
+    options: PlanOptions,
+) -> Planned:  # fmt: skip
+    plan, opened = plan_ranks(
+        analysis, keep, batches, metric, budget=options.get("budget", "uniform"), of=options.get("of", "params"),
+        round_to=options.get("round_to", 1), groups=_patterns(options.get("groups")),
+        keep_fixed=_patterns(options.get("keep_fixed", ())) or (),
+        uncounted=_patterns(options.get("uncounted", ())) or (), progress=options.get("progress"),
+    )  # fmt: skip
+    return Planned(plan, opened, None)
 
 
 def _opened(analysis: Analysis) -> Analysis | None:

@@ -83,7 +83,7 @@ def slimmed(method: str, of: Target = "params") -> tuple[Plan, Applied]:
     chosen = settings(method, data=True)
     return compress(
         analysis, 0.7, of=of, importance=chosen.importance, subspace=chosen.subspace, budget=chosen.budget,
-        restore=chosen.restore, streams=chosen.streams, groups=chosen.groups, calibration=data,
+        restore=chosen.restore, streams=chosen.streams, groups=chosen.groups, metric=chosen.metric, calibration=data,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_every_method_meets_the_budget_and_is_proven(method: str) -> None:
     before, after = plan.predicted["params"]
     assert (before, after) == (costs.params(), sum(t.numel() for t in made.program.weights.values()))
     assert (made.restoration is not None) == (chosen.restore == "least-squares")
-    assert bool(plan.subspaces) == chosen.subspace
+    assert bool(plan.subspaces) == (chosen.subspace or chosen.metric is not None)
     proof = prove(analysis, plan, held_out[:1], calibration=data)
     assert proof.ok and proof.max_error <= EXACT and proof.effect > FELT
 
@@ -183,7 +183,7 @@ def test_a_width_leaves_nothing_to_divide() -> None:
 def test_methods_know_what_they_need(method: str) -> None:
     chosen = METHODS[method]
     assert chosen.importance in IMPORTANCES and chosen.budget in BUDGETS
-    if chosen.importance in BY_DATA or chosen.subspace:
+    if chosen.importance in BY_DATA or chosen.subspace or chosen.metric in ("scaled", "whitened"):
         with pytest.raises(InputError, match=f"the method '{method}' needs calibration data"):
             settings(method, data=False)
     else:
@@ -199,7 +199,11 @@ def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
         "least squares": "least-squares",
     }  # fmt: skip
     said = {name: tuple(words.get(cell.strip(), cell.strip()) for cell in cells) for name, *cells in rows}
-    assert said == {n: (m.importance, m.subspace, m.budget, m.restore, m.streams) for n, m in METHODS.items()}
+    assert {n: v for n, v in said.items() if METHODS[n].metric is None} == {
+        n: (m.importance, m.subspace, m.budget, m.restore, m.streams) for n, m in METHODS.items() if m.metric is None
+    }
+    ranks = {n for n, m in METHODS.items() if m.metric is not None}
+    assert ranks <= set(re.findall(r"^\| `(\S+)`", DOCUMENT.read_text("utf-8"), re.M)), "each is listed"
 
 
 def test_the_command_line_offers_every_choice() -> None:

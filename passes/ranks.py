@@ -1,0 +1,193 @@
+"""Plans of ranks: linear maps and convolutions become pairs [r, k], [n, r], each with a rank below its break-even."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.costs import CostModel, Target
+from fxslim.graph.errors import InputError, PlanError
+from fxslim.passes.bases import change_bases
+from fxslim.passes.basis import Basis
+from fxslim.passes.budget import TOLERANCE, Budget, check_share
+from fxslim.passes.factorise import Factorise, factorisable
+from fxslim.passes.pairs import Metric, Pair, find_pairs, pair_bases
+from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.prepare import preparations_of, prepare
+from fxslim.passes.restore import Progress
+from fxslim.passes.statistics import digest
+from fxslim.passes.stream_curve import leading
+from fxslim.passes.survey import Survey
+
+__all__ = ["plan_ranks"]
+
+_STEPS = 40  # of the bisection
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A weight [n, k] that may become a pair."""
+
+    name: str
+    pair: Pair
+    slope: float  # what one more rank costs
+    limit: float  # n k / (n + k): at this rank the pair costs what the weight does
+    spectrum: Tensor  # [min(n, k)] singular values, descending
+
+    def saved(self, rank: int) -> float:
+        """What the pair saves at a rank; nothing where it would cost more."""
+        return self.slope * max(0.0, self.limit - rank)
+
+
+def plan_ranks(
+    analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, metric: Metric, *,
+    budget: Budget = "uniform", of: Target = "params", round_to: int = 1, groups: Sequence[str] | None = None,
+    keep_fixed: Sequence[str] = (), uncounted: Sequence[str] = (), progress: Progress | None = None,
+) -> tuple[Plan, Analysis]:  # fmt: skip
+    """A plan that keeps the share `keep` by low ranks alone, and the analysis of the program that it applies to.
+
+    With a uniform budget every weight keeps the same share of its own cost. With a global one a single threshold on
+    normalised singular values decides: weights of a rank above their break-even stay whole (WeLore, Jaiswal 2024).
+
+    Raises:
+        InputError: an option is out of range, no weight can be factorised, or data is missing.
+        PlanError: the target cannot be met.
+    """
+    if keep is None:
+        raise InputError("ranks are chosen for a share of the whole", remedy="give keep instead of width")
+    check_share(keep, "keep")
+    if metric != "plain" and not batches:
+        raise InputError(f"the metric {metric!r} needs calibration data", remedy="give `calibration=`")
+    work = _Ranks(analysis, batches, metric, _costs(analysis, uncounted), of, round_to, progress)
+    candidates = work.candidates(groups, keep_fixed, uncounted)
+    chosen = work.choose(candidates, keep, budget)
+    options = {
+        "keep": keep, "of": of, "metric": metric, "budget": budget, "round_to": round_to, "groups": groups,
+        "keep_fixed": list(keep_fixed), "uncounted": list(uncounted), "data": work.digest(),
+    }  # fmt: skip
+    return work.planned(chosen, options)
+
+
+def _costs(analysis: Analysis, uncounted: Sequence[str]) -> CostModel:
+    return CostModel(analysis.axes, {n for p in uncounted for n in fnmatch.filter(analysis.program.info, p)})
+
+
+class _Ranks:
+    """The steps of choosing ranks."""
+
+    def __init__(
+        self, analysis: Analysis, batches: Sequence[Sequence[Tensor]] | None, metric: Metric, costs: CostModel,
+        of: Target, round_to: int, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.analysis, self.batches, self.metric, self.costs = analysis, batches, metric, costs
+        self.of, self.round_to, self.progress = of, round_to, progress
+        self._bases: dict[str, Basis] = {}  # by weight
+
+    def candidates(
+        self, groups: Sequence[str] | None, keep_fixed: Sequence[str], uncounted: Sequence[str]
+    ) -> list[_Candidate]:
+        """The weights that can become pairs, with what their ranks are worth."""
+        names = factorisable(self.analysis)
+        names = [n for n in names if groups is None or _matches(n, groups)]
+        names = [n for n in names if not _matches(n, (*keep_fixed, *uncounted))]
+        if not names:
+            raise InputError(
+                "no weight can be factorised", remedy="`fxslim groups MODEL` lists the weights; allow more of them"
+            )
+        opened = prepare(self.analysis, [Factorise(tuple(names)).spec()])
+        pairs = find_pairs(opened)
+        bases = pair_bases(opened, list(pairs.values()), self.metric, self.batches, self.progress).bases
+        self._bases = {name: bases[pair.group.name] for name, pair in pairs.items()}
+        costs = CostModel(opened.axes)
+        total = costs.of(self.of)
+        found = []
+        for name, pair in pairs.items():
+            size = pair.group.size
+            slope = total - costs.of(self.of, {pair.group.axis: size - 1})
+            n, k = pair.second.parameters(opened.program)[0].shape[1], pair.first.parameters(opened.program)[0].shape[2]
+            if slope > 0 and n * k / (n + k) > self.round_to:
+                spectrum = self._bases[name].energy.reshape(-1).sqrt()
+                found.append(_Candidate(name, pair, float(slope), n * k / (n + k), spectrum))
+        return found
+
+    def choose(self, candidates: Sequence[_Candidate], keep: float, budget: Budget) -> dict[str, int]:
+        """The ranks of the weights that become pairs."""
+        total = self.costs.whole(self.of)
+        rule = _by_share if budget == "uniform" else _by_threshold
+        low, high = 0.0, 1.0  # more is kept at the lower end
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            enough = self._share(candidates, rule(candidates, middle, self.round_to), total) <= keep
+            low, high = (low, middle) if enough else (middle, high)
+        ranks = rule(candidates, high, self.round_to)
+        share = self._share(candidates, ranks, total)
+        if share > keep + TOLERANCE:
+            raise PlanError(
+                f"keep={keep:g} of the {self.of} cannot be met by low ranks: at the lowest {share:.4f} remains",
+                remedy="ask for more, or use a smaller round_to",
+            )
+        self._fill(candidates, ranks, keep, total)
+        saving = {c.name for c in candidates if c.saved(ranks[c.name]) > 0}
+        return {name: rank for name, rank in ranks.items() if name in saving}
+
+    def _fill(self, candidates: Sequence[_Candidate], ranks: dict[str, int], keep: float, total: int) -> None:
+        """What rounding has left of the budget goes to ranks, where they lost most by it first."""
+        for candidate in sorted(candidates, key=lambda c: -float(c.spectrum[min(ranks[c.name], len(c.spectrum)) - 1])):
+            more = ranks[candidate.name] + self.round_to
+            fits = self._share(candidates, {**ranks, candidate.name: more}, total) <= keep
+            if more < candidate.limit and fits:
+                ranks[candidate.name] = more
+
+    @staticmethod
+    def _share(candidates: Sequence[_Candidate], ranks: Mapping[str, int], total: int) -> float:
+        return 1 - sum(c.saved(ranks[c.name]) for c in candidates) / total
+
+    def planned(self, ranks: Mapping[str, int], options: Mapping[str, Any]) -> tuple[Plan, Analysis]:
+        """The plan for the program in which these weights are pairs, and its analysis in their bases."""
+        opened = prepare(self.analysis, [Factorise(tuple(ranks)).spec()]) if ranks else self.analysis
+        pairs = find_pairs(opened) if ranks else {}
+        bases = {pair.group.name: self._bases[name] for name, pair in pairs.items()}
+        found = Survey({}, bases, tuple(pair.subspace for pair in pairs.values()), ())
+        counts = {pair.group.axis: ranks[name] for name, pair in pairs.items()}
+        cuts = tuple(
+            Cut.from_mask(pair.group, leading(pair.group, ranks[name]), subspace=True) for name, pair in pairs.items()
+        )
+        slim = CostModel(opened.axes, self.costs.uncounted)
+        predicted = {
+            "params": [self.costs.params(), slim.params(counts)],
+            "macs": [self.costs.macs(), slim.macs(counts)],
+            "bytes": [self.costs.bytes(), slim.bytes(counts)],
+        }  # fmt: skip
+        whole = [n for n in factorisable(self.analysis) if n not in ranks]
+        notes = tuple(f"{name} stays whole: no rank below its break-even is enough" for name in whole)
+        plan = Plan(opened.program.fingerprint(), cuts, options, predicted, notes, preparations_of(opened.program))
+        return plan, change_bases(opened, found, tuple(found.bases))
+
+    def digest(self) -> str | None:
+        """The hash of the data that the bases come from."""
+        return None if self.metric == "plain" or not self.batches else digest(v for b in self.batches for v in b)
+
+
+def _by_share(candidates: Sequence[_Candidate], removed: float, round_to: int) -> dict[str, int]:
+    """Every weight keeps the share 1 - `removed` of its own cost."""
+    return {c.name: max(round_to, int((1 - removed) * c.limit / round_to) * round_to) for c in candidates}
+
+
+def _by_threshold(candidates: Sequence[_Candidate], threshold: float, round_to: int) -> dict[str, int]:
+    """Singular values, scaled to run from 0 to 1, stay where they exceed the threshold."""
+    ranks = {}
+    for candidate in candidates:
+        values = candidate.spectrum
+        spread = (values - values[-1]) / (values[0] - values[-1]).clamp(min=1e-300)
+        rank = int((spread > threshold).sum())
+        ranks[candidate.name] = max(round_to, -(-rank // round_to) * round_to)
+    return ranks
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p.replace("[", "[[]")) for p in patterns)

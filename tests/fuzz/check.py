@@ -21,6 +21,7 @@ from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.graph.program import Program
 from fxslim.passes.bases import change_bases
 from fxslim.passes.factorise import Factorise, factorisable
+from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import ALWAYS, SPLIT, prepare
 from fxslim.passes.prune import Prune
@@ -142,6 +143,8 @@ def examine_program(built: Built, program: Program, outcome: Outcome, *, onnx: b
             _prepared(analysis, inputs, outcome.seed)
         with _stage(outcome, "bases"):
             _based(analysis, inputs, outcome.seed)
+        with _stage(outcome, "norms"):
+            _plain_norms(analysis, inputs, outcome.seed)
     slim = _plans(built, analysis, inputs, outcome, 3 if thorough else 2) or program
     if onnx:
         with _stage(outcome, "onnx"):
@@ -159,6 +162,15 @@ def _prepared(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -
         prepared = prepare(prepared, [Factorise(tuple(weights)).spec()])
     if prepared is not analysis:
         _cut(prepared, inputs, seed)
+
+
+def _plain_norms(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -> None:
+    """With plain norms the program computes the same (the pass raises where it does not), is cut rightly, and in
+    rotated streams as well."""
+    plain = prepare(analysis, [FoldNorms.name])
+    if plain is not analysis:
+        _cut(plain, inputs, seed)
+        _based(plain, inputs, seed)
 
 
 def _based(analysis: Analysis, inputs: list[tuple[Tensor, ...]], seed: int) -> None:

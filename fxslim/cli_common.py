@@ -52,6 +52,7 @@ MethodName = Annotated[
         "flap",
         "osscar",
         "transact",
+        "owl",
         "modegpt",
         "pca",
         "svd",
@@ -68,10 +69,10 @@ MethodName = Annotated[
     ),
 ]
 BudgetName = Annotated[
-    Literal["uniform", "global"] | None,
+    Literal["uniform", "global", "outliers"] | None,
     typer.Option(
         "--budget",
-        help="How the budget is divided, instead of what the method says: one ratio, or by measured effect.",
+        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers.",
         show_default=False,
     ),
 ]

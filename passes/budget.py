@@ -15,8 +15,8 @@ from fxslim.graph.errors import InputError, PlanError
 
 __all__ = ["BUDGETS", "TOLERANCE", "Budget", "choose_groups", "counts_for_keep", "counts_for_width", "step_of"]
 
-Budget = Literal["uniform", "global"]
-BUDGETS: tuple[Budget, ...] = ("uniform", "global")
+Budget = Literal["uniform", "global", "outliers"]
+BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers")
 TOLERANCE = 0.01  # a target share is met within this
 _WHOLE_UNITS = ("heads", "key-value heads")  # units of their own: rounding to a multiple is for widths
 
@@ -98,9 +98,11 @@ def check_share(value: float, name: str) -> None:
 
 
 def counts_for_keep(
-    groups: Sequence[Group], keep: float, of: Target, costs: CostModel, round_to: int = 1
-) -> dict[Axis, int]:
-    """Counts at which the share `keep` of all parameters (or MACs) remains, within 1 %, at one ratio for all groups.
+    groups: Sequence[Group], keep: float, of: Target, costs: CostModel, round_to: int = 1,
+    offsets: Mapping[Axis, float] | None = None,
+) -> dict[Axis, int]:  # fmt: skip
+    """Counts at which the share `keep` of all parameters (or MACs) remains, within 1 %, at one ratio for all groups;
+    `offsets` are added to it for single ones.
 
     Raises:
         InputError: `keep` is not in (0, 1].
@@ -119,9 +121,9 @@ def counts_for_keep(
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        counts = {g.axis: _count(g, max(middle, 1e-12), round_to) for g in groups}
+        counts = _counts(groups, middle, round_to, offsets)
         low, high = (middle, high) if costs.of(of, counts) <= keep * total else (low, middle)
-    counts = {g.axis: _count(g, max(low, 1e-12), round_to) for g in groups}
+    counts = _counts(groups, low, round_to, offsets)
     counts = _fill(groups, counts, low, keep * total, of, costs, round_to)
     share = costs.of(of, counts) / total
     if abs(share - keep) > TOLERANCE:
@@ -131,6 +133,17 @@ def counts_for_keep(
             remedy=f"ask for keep={share:.4f}" + (", or use a smaller round_to" if round_to > 1 else ""),
         )
     return counts
+
+
+def _counts(
+    groups: Sequence[Group], width: float, round_to: int, offsets: Mapping[Axis, float] | None
+) -> dict[Axis, int]:
+    """At both ends all groups are alike: whole, or at their smallest."""
+    room = min(width, 1 - width) * 2
+    return {
+        g.axis: _count(g, max(width + min(1.0, room) * (offsets or {}).get(g.axis, 0.0), 1e-12), round_to)
+        for g in groups
+    }
 
 
 def _fill(

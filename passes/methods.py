@@ -50,6 +50,8 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "osscar": Settings("obs", False, "uniform", "least-squares"),
         # TransAct (Shen 2024, arXiv 2407.05690), one round.
         "transact": Settings("activation", False, "uniform", "none"),
+        # OWL (Yin 2024, arXiv 2310.05175): FASP with widths by the share of outliers.
+        "owl": Settings("fasp", False, "outliers", "least-squares"),
         # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
         "modegpt": Settings("obs", True, "uniform", "least-squares"),
         # SliceGPT (Ashkboos 2024, arXiv 2401.15024) with one rotation for each stream, not for each block.

@@ -20,6 +20,7 @@ from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, coun
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
+from fxslim.passes.outliers import outlier_shares, width_offsets
 from fxslim.passes.pairs import Metric
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
@@ -39,7 +40,7 @@ class PlanOptions(TypedDict, total=False):
     of: Target  # what `keep` is a share of: "params" (default) or "macs"
     importance: Importance  # how positions are chosen: "magnitude" by default
     subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
-    budget: Budget  # "uniform", one ratio for all groups (default), or "global", by what each costs the output
+    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
     round_to: int  # counts are multiples of this: 1 by default
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
@@ -176,11 +177,11 @@ class _Planner:
             )
         if self.budget not in BUDGETS:
             raise InputError(f"unknown budget {self.budget!r}", remedy=f"choose one of {', '.join(BUDGETS)}")
-        if self.budget == "global" and self.keep is None:
-            raise InputError("a global budget divides a share of the whole", remedy="give keep instead of width")
+        if self.budget != "uniform" and self.keep is None:
+            raise InputError(f"a {self.budget} budget divides a share of the whole", remedy="give keep, not width")
         needs = {
             f"the importance {self.importance!r}": self.importance in BY_DATA, "subspace": self.subspace,
-            "a global budget": self.budget == "global",
+            f"the budget {self.budget!r}": self.budget != "uniform",
         }  # fmt: skip
         if not self.batches and any(needs.values()):
             what = next(name for name, needed in needs.items() if needed)
@@ -213,9 +214,15 @@ class _Planner:
         if self.budget == "global":
             return self._allocated(self.costs)
         if self.keep is not None:
-            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to)
+            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._offsets())
         assert self.width is not None
         return counts_for_width(self.chosen, self.width, self.round_to)
+
+    def _offsets(self) -> dict[Axis, float] | None:
+        if self.budget != "outliers":
+            return None
+        assert self.batches is not None
+        return width_offsets(self.chosen, outlier_shares(self.analysis, self.chosen, self.batches))
 
     def _allocated(self, costs: CostModel) -> dict[Axis, int]:
         assert self.keep is not None and self.batches is not None

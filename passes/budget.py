@@ -139,11 +139,9 @@ def _counts(
     groups: Sequence[Group], width: float, round_to: int, offsets: Mapping[Axis, float] | None
 ) -> dict[Axis, int]:
     """At both ends all groups are alike: whole, or at their smallest."""
-    room = min(width, 1 - width) * 2
-    return {
-        g.axis: _count(g, max(width + min(1.0, room) * (offsets or {}).get(g.axis, 0.0), 1e-12), round_to)
-        for g in groups
-    }
+    room = min(1.0, 2 * width, 2 - 2 * width)
+    own = {g.axis: width + room * (offsets or {}).get(g.axis, 0.0) for g in groups}
+    return {g.axis: _count(g, max(own[g.axis], 1e-12), round_to) for g in groups}
 
 
 def _fill(

@@ -92,7 +92,7 @@ def test_a_method_that_is_none_names_the_choices(command: str, tmp_path: Path) -
     ("words", "part"),
     [
         (("--keep", "0.7", "--method", "best"), "the method 'best' needs calibration data"),
-        (("--keep", "0.7", "--budget", "global"), "a global budget needs calibration data"),
+        (("--keep", "0.7", "--budget", "global"), "the budget 'global' needs calibration data"),
         (("--width", "0.7", "--budget", "global", "--calibration", "DATA"), "a global budget divides a share"),
         (("--plan", "plan.json", "--method", "fasp"), "--method: no effect"),
         (("--plan", "plan.json", "--budget", "global"), "--budget: no effect"),

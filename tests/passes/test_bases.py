@@ -198,7 +198,7 @@ def test_selections_are_probed_where_their_weights_belong(monkeypatch: pytest.Mo
     [
         ({"width": 0.5, "subspace": True}, "subspace needs calibration data"),
         ({"width": 0.5, "importance": "obs"}, "'obs' needs calibration data"),
-        ({"keep": 0.5, "budget": "global"}, "a global budget needs calibration data"),
+        ({"keep": 0.5, "budget": "global"}, "the budget 'global' needs calibration data"),
         ({"width": 0.5, "budget": "global"}, "a global budget divides a share of the whole"),
         ({"keep": 0.5, "budget": "thrifty"}, "unknown budget 'thrifty'"),
     ],

@@ -195,7 +195,8 @@ def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
     rows = re.findall(rf"^\| `(\S+)`[^|]*\|{cell * 5}", DOCUMENT.read_text("utf-8"), re.M)
     words = {
         "second order": "obs", "column score": "fasp", "fluctuation": "flap", "activations": "activation",
-        "weights": "magnitude", "-": "magnitude", "yes": True, "no": False, "only these": True, "one ratio": "uniform", "by outliers": "outliers",
+        "weights": "magnitude", "-": "magnitude", "yes": True, "no": False, "only these": True, "one ratio": "uniform",
+        "by outliers": "outliers",
         "least squares": "least-squares",
     }  # fmt: skip
     said = {name: tuple(words.get(cell.strip(), cell.strip()) for cell in cells) for name, *cells in rows}

@@ -38,8 +38,14 @@ def chain() -> tuple[Analysis, list[tuple[Tensor]]]:
 
 def test_shares_are_what_exceeds_five_times_the_mean() -> None:
     analysis, batches = chain()
+    x = torch.cat([b[0] for b in batches])
+    weights, expected = analysis.program.weights, []
+    for i in range(3):
+        x = torch.tanh((x @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]) / 30)
+        entries = weights[f"layers.{i + 1}.weight"] * x.norm(dim=0)
+        expected.append(float((entries > 5 * entries.mean()).double().mean()))
     shares = outlier_shares(analysis, analysis.prunable, batches)
-    assert shares == {"layers.0.weight[0]": 0.0, "layers.1.weight[0]": pytest.approx(0.1), "layers.2.weight[0]": 0.0}
+    assert list(shares.values()) == pytest.approx(expected) and expected[0] == expected[2] == 0 < expected[1]
 
 
 def test_offsets_are_zero_on_average_and_at_most_two_lambdas_apart() -> None:
@@ -56,7 +62,8 @@ def test_a_plan_keeps_more_where_outliers_are(keep: float) -> None:
     analysis, batches = chain()
     plan = make_plan(analysis, keep, importance="fasp", budget="outliers", calibration=batches)
     counts = {c.group: c.count for c in plan.cuts}
-    assert counts.get("layers.1.weight[0]", 20) > counts["layers.0.weight[0]"] == counts["layers.2.weight[0]"]
+    first, middle, last = (counts.get(f"layers.{i}.weight[0]", 20) for i in range(3))
+    assert middle > first and middle > last and abs(first - last) <= 1, "a single step may use up the budget"
     before, after = plan.predicted["params"]
     assert abs(after / before - keep) <= 0.03
 

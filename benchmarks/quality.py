@@ -101,10 +101,8 @@ def _measure(
         chosen = settings(method, data=True)
         start = time.perf_counter()
         plan, applied = compress(
-            analysis, 1 - removed, of=options.of, importance=chosen.importance, subspace=chosen.subspace,
-            budget=chosen.budget, restore=chosen.restore, streams=chosen.streams, groups=chosen.groups,
-            metric=chosen.metric,
-            uncounted=outside, calibration=calibration, seed=seed,
+            analysis, 1 - removed, of=options.of, restore=chosen.restore, uncounted=outside, calibration=calibration,
+            seed=seed, **chosen.options(),
         )  # fmt: skip
         row["seconds"] = round(time.perf_counter() - start, 1)
         slim = applied.program

@@ -59,6 +59,7 @@ MethodName = Annotated[
         "asvd",
         "svd-llm",
         "welore",
+        "shortgpt",
         "magnitude",
     ]
     | None,

@@ -83,11 +83,12 @@ def plan(
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
         shown.step("plan")
         chosen = settings(method, importance=importance, budget=budget, data=data is not None, width=width is not None)
+        wanted = chosen.options()
+        if groups is not None:
+            wanted["groups"] = c.split(groups)
         made = make_plan(
-            analysis, keep, width=width, of=of, importance=chosen.importance, subspace=chosen.subspace,
-            budget=chosen.budget, calibration=data, round_to=round_to, groups=c.split(groups) or chosen.groups,
-            keep_fixed=tuple(keep_fixed or ()), uncounted=tuple(uncounted or ()), streams=chosen.streams,
-            metric=chosen.metric, inexact=inexact, seed=seed, progress=shown.progress,
+            analysis, keep, width=width, of=of, calibration=data, round_to=round_to, uncounted=tuple(uncounted or ()),
+            keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, progress=shown.progress, **wanted,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
     if out is not None:

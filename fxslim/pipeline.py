@@ -298,12 +298,13 @@ def _plan(
         options.method, importance=options.importance, budget=options.budget, restore=options.restore,
         data=calibration is not None, width=options.width is not None,
     )  # fmt: skip
+    wanted = chosen.options()
+    if options.groups is not None:
+        wanted["groups"] = options.groups
     return compress(
-        analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore,
-        importance=chosen.importance, subspace=chosen.subspace, budget=chosen.budget, calibration=calibration,
-        round_to=options.round_to, groups=options.groups or chosen.groups, keep_fixed=options.keep_fixed,
-        uncounted=options.uncounted, streams=chosen.streams, metric=chosen.metric, inexact=options.inexact,
-        seed=options.seed, progress=run.watcher.progress,
+        analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore, calibration=calibration,
+        round_to=options.round_to, keep_fixed=options.keep_fixed, uncounted=options.uncounted, inexact=options.inexact,
+        seed=options.seed, progress=run.watcher.progress, **wanted,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from fxslim.graph.axes.analysis import Axes, CallAxes
 from fxslim.graph.axes.notation import Kind, letters_of
 from fxslim.graph.axes.select import Selection, number_of
-from fxslim.graph.axes.terms import expr_size
+from fxslim.graph.axes.terms import expr_size, size_of
 from fxslim.graph.errors import AnalysisError, CheckError, where
 from fxslim.graph.literals import new_literals, replace_arguments
 from fxslim.graph.program import Program, bind_symbols
@@ -120,12 +120,20 @@ class MaskedEvaluator(Evaluator):
         self.axes, self.selection = axes, selection
         self._symbols: dict[sympy.Symbol, int] = {}
         self._plans: dict[fx.Node, tuple[list[int], bool]] = {}
+        self._data_sizes = _data_sizes(axes.program)
 
     def bind(self, inputs: Sequence[Tensor]) -> Environment:
         """An environment in which the inputs, and the sizes of their dynamic dimensions, are bound."""
         env = super().bind(inputs)
         self._symbols = bind_symbols(self.program, inputs)
         return env
+
+    def compute(self, node: fx.Node, env: Environment) -> Any:
+        """The value of one node. Sizes that depend on data are known from here on."""
+        value = super().compute(node, env)
+        for index, dim, symbol in self._data_sizes.get(node, ()):
+            self._symbols[symbol] = (value if isinstance(value, Tensor) else value[index]).shape[dim]
+        return value
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], env: Environment) -> Any:
         """The value of one call with removed units masked."""
@@ -179,6 +187,21 @@ class MaskedEvaluator(Evaluator):
         resolved = tuple(self.axes.terms.resolve(e) for e in dims)
         shape = [number_of(expr_size(e), self._symbols) for e in resolved]
         return self.selection.put(value, value.new_zeros(shape), resolved, self._symbols)
+
+
+def _data_sizes(program: Program) -> dict[fx.Node, list[tuple[int, int, sympy.Symbol]]]:
+    """Where sizes that no input has come up first: which of a call's tensors, which dimension, and the symbol."""
+    known = set(bind_symbols(program, program.example_inputs))
+    found: dict[fx.Node, list[tuple[int, int, sympy.Symbol]]] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val") if node.op == "call_function" else None
+        for index, tensor in enumerate(value if isinstance(value, list | tuple) else (value,)):
+            for dim, size in enumerate(tensor.shape if isinstance(tensor, Tensor) else ()):
+                symbol = size_of(size)
+                if isinstance(symbol, sympy.Symbol) and symbol not in known:
+                    known.add(symbol)
+                    found.setdefault(node, []).append((index, dim, symbol))
+    return found
 
 
 def _feeds_back(call: CallAxes, operand: int, letter: str) -> bool:

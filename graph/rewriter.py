@@ -139,7 +139,7 @@ class Rewriter:
                 )  # fmt: skip
                 continue
             with self.program.graph.inserting_before(copies[before]):
-                new = self.program.graph.node_copy(old, lambda n: made[n] if n in made else self._now(copies[n]))
+                new = self.program.graph.node_copy(old, lambda n: made[n] if n in made else self.now(copies[n]))
             new.meta = {**old.meta, "from_pass": self.pass_name}
             made[old] = new
             self._refresh_literals(axes, selection, old, new)
@@ -155,7 +155,7 @@ class Rewriter:
             self._mapping = dict(zip(axes.program.graph.nodes, self.program.graph.nodes, strict=True))
         return self._mapping
 
-    def _now(self, node: fx.Node) -> fx.Node:
+    def now(self, node: fx.Node) -> fx.Node:
         """What is read instead of `node`, if it was replaced."""
         while node in self._replaced:
             node = self._replaced[node]

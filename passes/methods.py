@@ -16,6 +16,7 @@ from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
 from fxslim.passes.importance import BY_DATA, Importance
 from fxslim.passes.pairs import Metric
+from fxslim.passes.planner import Choices
 
 __all__ = ["METHODS", "Settings", "settings"]
 
@@ -32,7 +33,15 @@ class Settings:
     restore: Restore | None  # None: by least squares where there is data
     streams: bool = False  # residual streams are opened and cut in another basis
     groups: tuple[str, ...] | None = None  # only these kinds are cut
+    depth: bool = False  # residual branches are left out whole instead
     metric: Metric | None = None  # linear maps become pairs of a low rank instead; how their inputs are weighed
+
+    def options(self) -> Choices:
+        """What they say to a plan."""
+        return {
+            "importance": self.importance, "subspace": self.subspace, "budget": self.budget, "streams": self.streams,
+            "groups": self.groups, "depth": self.depth, "metric": self.metric,
+        }  # fmt: skip
 
 
 DEFAULT = "best"
@@ -64,10 +73,17 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "svd-llm": Settings("magnitude", False, "uniform", "none", metric="whitened"),
         # WeLore (Jaiswal 2024, arXiv 2407.11239), before its fine-tuning.
         "welore": Settings("magnitude", False, "global", "none", metric="plain"),
+        # ShortGPT (Men 2024, arXiv 2403.03853), attention and feed-forward branches each by themselves.
+        "shortgpt": Settings("magnitude", False, "uniform", "none", depth=True),
         # Li 2017 (arXiv 1608.08710); needs no data.
         "magnitude": Settings("magnitude", False, "uniform", "none"),
     }
 )
+
+
+def _needs_data(chosen: Settings) -> bool:
+    by_inputs = chosen.metric in ("scaled", "whitened")
+    return chosen.importance in BY_DATA or chosen.subspace or by_inputs or chosen.depth
 
 
 def settings(
@@ -92,7 +108,7 @@ def settings(
     if name is None and (importance is not None or not data):
         return Settings(importance or "magnitude", False, budget or "uniform", restore)
     chosen = METHODS[name or DEFAULT]
-    if not data and (chosen.importance in BY_DATA or chosen.subspace or chosen.metric in ("scaled", "whitened")):
+    if not data and _needs_data(chosen):
         raise InputError(f"the method {name or DEFAULT!r} needs calibration data", remedy="give --calibration FILE")
     divided = budget or ("uniform" if width else chosen.budget)
     # At one ratio for all, a stream would lose what everything that reads it loses besides.

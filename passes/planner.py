@@ -18,6 +18,7 @@ from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
 from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
+from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
 from fxslim.passes.outliers import outlier_shares, width_offsets
@@ -30,26 +31,32 @@ from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces
 from fxslim.passes.survey import Survey, fitted, leading, probe, survey
 
-__all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
+__all__ = ["Choices", "PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
 
-class PlanOptions(TypedDict, total=False):
+class Choices(TypedDict, total=False):
+    """What is cut, and by what it is chosen: what makes a method."""
+
+    importance: Importance  # how positions are chosen: "magnitude" by default
+    subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
+    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
+    streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
+    groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
+    metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
+    depth: bool  # residual branches are left out whole instead: False
+
+
+class PlanOptions(Choices, total=False):
     """What a plan may be asked for, besides the share that remains and the data."""
 
     width: float | None  # instead of `keep`: the share of positions that every chosen group keeps
     of: Target  # what `keep` is a share of: "params" (default) or "macs"
-    importance: Importance  # how positions are chosen: "magnitude" by default
-    subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
-    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
     round_to: int  # counts are multiples of this: 1 by default
-    groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
+    uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     seed: int
     progress: Progress | None
-    streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
-    metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
-    uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,10 @@ def plan_and_restore(
     """
     if (metric := options.get("metric")) is not None:
         return _ranks(analysis, keep, calibration, metric, options)
+    if options.get("depth"):
+        left = _uncounted(analysis, _patterns(options.get("uncounted", ())) or [])
+        plan, slim = plan_depth(analysis, keep, calibration, of=options.get("of", "params"), uncounted=left)
+        return Planned(plan, slim, None)
     opened = _opened(analysis) if options.get("streams") else None
     if opened is not None:
         work = _Planner(opened, keep, calibration, options, original=analysis)
@@ -160,9 +171,7 @@ class _Planner:
         self.found: Survey | None = None
 
     def _costs(self, analysis: Analysis, original: CostModel | None = None) -> CostModel:
-        names = analysis.program.info
-        left = {n for pattern in self.uncounted for n in fnmatch.filter(names, pattern.replace("[", "[[]"))}
-        return CostModel(analysis.axes, left, original)
+        return CostModel(analysis.axes, _uncounted(analysis, self.uncounted), original)
 
     def _check(self) -> None:
         if (self.keep is None) == (self.width is None):
@@ -304,6 +313,11 @@ class _Planner:
             "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed, "uncounted": self.uncounted,
             "data": digest(v for batch in self.batches for v in batch) if self.subspaces and self.batches else None,
         }  # fmt: skip
+
+
+def _uncounted(analysis: Analysis, patterns: Sequence[str]) -> frozenset[str]:
+    names = analysis.program.info
+    return frozenset(n for pattern in patterns for n in fnmatch.filter(names, pattern.replace("[", "[[]")))
 
 
 def _patterns(given: Sequence[str] | str | None) -> list[str] | None:

@@ -1,4 +1,5 @@
-"""Preparation: passes that preserve the numerics and open a program to more cuts, before anything is planned."""
+"""Preparation: passes that come before the cuts of a plan. All preserve the numerics and open a program to more cuts,
+but for one, which leaves residual branches out."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.program import Program
 from fxslim.passes.base import Pass
+from fxslim.passes.drop_branches import DropBranches
 from fxslim.passes.factorise import Factorise
 from fxslim.passes.fold import FoldConstants
 from fxslim.passes.fold_norms import FoldNorms
@@ -15,7 +17,8 @@ from fxslim.passes.split import SplitFused
 
 __all__ = ["ALWAYS", "PREPARATIONS", "SPLIT", "preparations_of", "prepare"]
 
-PREPARATIONS: dict[str, type[Pass]] = {kind.name: kind for kind in (FoldConstants, SplitFused, FoldNorms, Factorise)}
+_PASSES: tuple[type[Pass], ...] = (FoldConstants, SplitFused, FoldNorms, Factorise, DropBranches)
+PREPARATIONS: dict[str, type[Pass]] = {kind.name: kind for kind in _PASSES}
 ALWAYS, SPLIT = (FoldConstants.name,), SplitFused.name
 
 

@@ -32,6 +32,8 @@ def plot(rows: Sequence[Row], path: Path) -> dict[str, float]:
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     found = {}
     measured = [r for r in rows if r.nodes and r.analysis_s > 0 and r.rewrite_s > 0]
+    if not measured:
+        return {}
     for name, label, marker in (("analysis_s", "analysis", "o"), ("rewrite_s", "planning and rewriting", "^")):
         sizes = np.array([float(r.nodes) for r in measured])
         seconds = np.array([float(getattr(r, name)) for r in measured])

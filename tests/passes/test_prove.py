@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxslim.graph import rewriter
 from fxslim.graph.axes.groups import Analysis
@@ -16,6 +16,7 @@ from fxslim.passes.plan import Plan
 from fxslim.passes.planner import make_plan
 from fxslim.passes.prove import prove
 from tests.models.nets import captured
+from tests.passes.conftest import Analyse
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet", "attention", "unet"])
@@ -82,3 +83,24 @@ def test_no_inputs_prove_nothing(pair: Analysis) -> None:
 def test_another_models_plan_is_refused(pair: Analysis) -> None:
     with pytest.raises(PlanError, match="another model"):
         prove(captured("mlp").analysis, make_plan(pair, width=0.5))
+
+
+class Chosen(nn.Module):
+    """As many rows as the data says go through a hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x[:, 0] > 0).nonzero()[:, 0]
+        return x.index_add(0, rows, self.down(torch.relu(self.up(x[rows]))))
+
+
+def test_sizes_that_depend_on_data_are_known_when_they_come_up(analyse: Analyse) -> None:
+    torch.manual_seed(0)
+    analysis = analyse(Chosen(), torch.randn(9, 6))
+    plan = make_plan(analysis, width=0.5)
+    inputs = [(torch.randn(9, 6),) for _ in range(3)]
+    proof = prove(analysis, plan, inputs)
+    assert plan.cuts and proof.ok and proof.exact and proof.effect > 1e-3

@@ -7,6 +7,8 @@ __all__ = ["CAUTIONS", "REFUSALS"]
 _INACTIVE = "a dropout with p = 0 in training drops nothing; with any other p it draws numbers"
 _STILL = "a shift by nothing, or by whole turns"
 _INTEGERS = "these integers happen not to name what is removed"
+_LOOKED_UP = "positions of an index, which is data: with accumulation they are terms of a sum, one idea with the rest"
+_NUCLEAR = "of the nuclear norm a zero row takes nothing; the rule does not tell the orders apart"
 _EPSILON = "eps makes a zeroed difference not quite zero, by less than any tolerance"
 
 # Operator -> (letters, why slicing that is exact on every sample, with other numbers too, is not claimed).
@@ -26,6 +28,18 @@ CAUTIONS: dict[str, tuple[str, str]] = {
     "aten.max_unpool3d.default": ("h w z", _INTEGERS),
     "aten.pairwise_distance.default": ("a b", _EPSILON),
     "aten.triplet_margin_loss.default": ("b", _EPSILON),
+    "aten.index_add.default": ("i", _LOOKED_UP),
+    "aten.index_put.default": ("ia ib ic", _LOOKED_UP),
+    "aten.repeat_interleave.self_Tensor": (
+        "b",
+        "how often each is repeated is data, of which the size of the result is made",
+    ),
+    "aten.linalg_matrix_norm.str_ord": ("a b c", _NUCLEAR),
+    "aten.linalg_norm.ord_str": ("a b", _NUCLEAR),
+    "aten.linalg_pinv.atol_rtol_float": (
+        "m n",
+        "zero rows stay zero only while no threshold moves: rtol times the largest",
+    ),
     "aten.cosine_embedding_loss.default": ("b", "a loss: nobody prunes across it"),
 }
 

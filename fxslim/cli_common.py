@@ -78,7 +78,7 @@ BudgetName = Annotated[
     ),
 ]
 Calibration = Annotated[
-    str | None, typer.Option(help="Data to choose and restore by: .txt, .jsonl, .npz, .npy, .safetensors.")
+    str | None, typer.Option(help="Data to choose and restore by: .txt, .jsonl, .npz, .npy, .safetensors; or self.")
 ]
 Groups = Annotated[str | None, typer.Option(help="Only these kinds or patterns of group names, separated by commas.")]
 KeepFixed = Annotated[

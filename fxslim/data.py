@@ -14,17 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fxslim.generated import generated_windows
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.inputs import InputSpec, check, input_specs
 from fxslim.passes.statistics import digest
 from fxslim.sources import Source
-from fxslim.text import DEFAULT_WINDOW, read_texts, token_windows
+from fxslim.text import DEFAULT_WINDOW, inputs_of, read_texts, token_windows
 
-__all__ = ["LABELS", "Batches", "load_batches"]
+__all__ = ["GENERATED", "LABELS", "Batches", "load_batches"]
 
 LABELS = "labels"
 """Name of the array that holds what the model should answer."""
+
+GENERATED, GENERATED_ROWS = "self", 64
+"""What to say instead of a file for data that the model writes itself, and how many windows it writes."""
 
 _TEXT, _NUMPY, _TENSORS = (".txt", ".jsonl"), (".npz", ".npy"), ".safetensors"
 
@@ -87,6 +91,7 @@ def load_batches(
     Text (`.txt`, or `.jsonl` with a field `text`) is cut into windows of `window` tokens that do not overlap (at most
     256 and what the model takes, unless given; the rest is dropped). `.npz`, `.npy` and `.safetensors` hold arrays
     [rows, ...] by input name, and `labels`. An iterable holds whole batches: a tensor, a tuple, or a dict by name.
+    `"self"` has a causal language model write its own text (64 windows, or `limit`).
     `limit` draws that many rows without replacement (of an iterable: batches, until they hold as many rows). The
     tokenizer and the longest sequence are a Source's own unless given.
 
@@ -101,6 +106,8 @@ def load_batches(
     specs = input_specs(program)
     if not isinstance(data, str | Path):
         return _from_objects(data, specs, options)
+    if str(data) == GENERATED:
+        return _generated(program, specs, options, max_positions)
     path = Path(data).expanduser()
     _refuse_unreadable(path)
     if path.suffix in _TEXT:
@@ -114,6 +121,21 @@ def load_batches(
             remedy="give .txt, .jsonl, .npz, .npy or .safetensors",
         )
     return _batched(arrays, specs, options, path, tokens)
+
+
+def _generated(program: Program, specs: tuple[InputSpec, ...], options: _Options, max_positions: int | None) -> Batches:
+    """Windows that the model writes itself."""
+    rows = options.limit or GENERATED_ROWS
+    window = _window(Path(GENERATED), specs, options.window, max_positions)
+    windows = generated_windows(program, specs, rows, window, options.seed)
+    arrays = inputs_of(windows, specs)
+    starts = range(0, rows, options.batch_size)
+    inputs = tuple(tuple(arrays[s.name][i : i + options.batch_size] for s in specs) for i in starts)
+    for number, batch in enumerate(inputs):
+        check(batch, specs, f"generated batch {number}")
+    described = f"{rows} windows of {window} tokens that the model wrote with seed {options.seed}"
+    hashed = digest(value for batch in inputs for value in batch)
+    return Batches(tuple(s.name for s in specs), inputs, None, rows, rows * window, GENERATED, hashed, described)
 
 
 def _refuse_unreadable(path: Path) -> None:

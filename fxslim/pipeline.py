@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from fxslim.api import Applied, apply_plan, compress, for_plan, prove
-from fxslim.data import Batches, load_batches
+from fxslim.data import GENERATED, Batches, load_batches
 from fxslim.evaluate import Score, evaluate
 from fxslim.export import (
     DEFAULT_OPSET,
@@ -269,7 +269,7 @@ def calibration_of(
     if path is None:
         return None
     if samples is None:
-        samples = TEXT_ROWS if Path(path).suffix in (".txt", ".jsonl") else ARRAY_ROWS
+        samples = TEXT_ROWS if Path(path).suffix in (".txt", ".jsonl") or str(path) == GENERATED else ARRAY_ROWS
     return load_batches(path, source, limit=samples, window=window, seed=seed)
 
 

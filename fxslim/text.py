@@ -12,7 +12,7 @@ import torch
 from fxslim.graph.errors import InputError
 from fxslim.inputs import InputSpec
 
-__all__ = ["DEFAULT_WINDOW", "read_texts", "token_windows"]
+__all__ = ["DEFAULT_WINDOW", "inputs_of", "read_texts", "token_windows"]
 
 DEFAULT_WINDOW = 256
 """Tokens in a window unless the user or the model says otherwise."""
@@ -71,11 +71,7 @@ def token_windows(
     Raises:
         InputError: the text is shorter than one window, or an input does not follow from text.
     """
-    unknown = [s.name for s in specs if s.name not in _FROM_IDS]
-    if unknown:
-        raise InputError(
-            f"the input {unknown[0]!r} does not follow from text", at=at, remedy="give arrays (.npz) by input name"
-        )
+    _refuse_others(specs, at)
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
     if len(ids) < window:
         raise InputError(
@@ -84,4 +80,22 @@ def token_windows(
             remedy="give more text or a smaller window",
         )
     windows = ids[: len(ids) // window * window].view(-1, window)
+    return inputs_of(windows, specs, at)
+
+
+def inputs_of(windows: torch.Tensor, specs: Sequence[InputSpec], at: str | None = None) -> dict[str, torch.Tensor]:
+    """Arrays [n, window] by input name for windows of token ids [n, window].
+
+    Raises:
+        InputError: an input does not follow from text.
+    """
+    _refuse_others(specs, at)
     return {s.name: _FROM_IDS[s.name](windows).to(s.dtype) for s in specs}
+
+
+def _refuse_others(specs: Sequence[InputSpec], at: str | None) -> None:
+    unknown = [s.name for s in specs if s.name not in _FROM_IDS]
+    if unknown:
+        raise InputError(
+            f"the input {unknown[0]!r} does not follow from text", at=at, remedy="give arrays (.npz) by input name"
+        )

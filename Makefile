@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo models zoo bench-quality fuzz wheel clean
+.PHONY: help install test check format demo models zoo bench-quality bench-ablation fuzz wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over tor
 
 bench-quality: $(VENV)/.dev ## Every method at equal budgets on MODEL, a directory with calib.txt and valid.txt
 	$(BIN)/python -W ignore -m benchmarks.quality $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)
+
+bench-ablation: $(VENV)/.dev ## What single choices are worth on MODEL (as bench-quality)
+	$(BIN)/python -W ignore -m benchmarks.ablation $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

@@ -55,7 +55,7 @@ def main() -> int:
                 continue
             row = _measure(options, source, analysis, valid, method, removed, seed, text)
             known.append({**row, "model": name})
-            _write(options.out, known)
+            write_rows(options.out, known, COLUMNS)
             print(" ".join(f"{k}={v}" for k, v in known[-1].items()), flush=True)
     return int(any(str(r["proof"]).startswith("NOT") for r in known))
 
@@ -78,9 +78,15 @@ def _valid(options: argparse.Namespace, source: Source, text: bool) -> Batches:
     if not text:
         assert source.evaluation is not None, "the model comes with data to score it by"
         return load_batches(source.evaluation, source)
-    every = load_batches(Path(options.model) / "valid.txt", source, window=WINDOW, batch_size=8)
-    count = options.windows // 8 or len(every.inputs)
-    return replace(every, inputs=every.inputs[:count], rows=count * 8)
+    return valid_windows(options.model, source, options.windows)
+
+
+def valid_windows(model: str, source: Source, windows: int) -> Batches:
+    """The first held-out windows, or all of them for 0."""
+    every = load_batches(Path(model) / "valid.txt", source, window=WINDOW, batch_size=8)
+    count = windows // 8 or len(every.inputs)
+    inputs = every.inputs[:count]
+    return replace(every, inputs=inputs, rows=sum(len(batch[0]) for batch in inputs))
 
 
 def _measure(
@@ -131,11 +137,12 @@ def _calibration(options: argparse.Namespace, source: Source, seed: int, text: b
     return load_batches(source.calibration, source, limit=options.calibration, seed=seed)
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """The rows as a file that appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)

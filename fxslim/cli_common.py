@@ -41,7 +41,7 @@ Width = Annotated[
 ]
 Of = Annotated[Literal["params", "macs"], typer.Option(help="What --keep is a share of.")]
 ImportanceName = Annotated[
-    Literal["fasp", "obs", "flap", "activation", "magnitude", "random"] | None,
+    Literal["fasp", "obs", "flap", "activation", "taylor", "magnitude", "random"] | None,
     typer.Option(help="How positions are chosen, instead of what the method says.", show_default=False),
 ]
 MethodName = Annotated[

@@ -17,6 +17,7 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer, at_several_depths, find_consumers
 from fxslim.passes.second_order import Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.taylor import first_order
 
 __all__ = [
     "BY_DATA",
@@ -32,13 +33,17 @@ __all__ = [
     "top",
 ]
 
-Importance = Literal["magnitude", "random", "fasp", "flap", "activation", "obs"]
-BY_DATA: tuple[Importance, ...] = ("fasp", "flap", "activation", "obs")
-IMPORTANCES: tuple[Importance, ...] = ("magnitude", "random", *BY_DATA)
+Importance = Literal["magnitude", "random", "taylor", "fasp", "flap", "activation", "obs"]
+BY_DATA: tuple[Importance, ...] = ("fasp", "flap", "activation", "obs")  # of what consumers read
+IMPORTANCES: tuple[Importance, ...] = ("magnitude", "random", "taylor", *BY_DATA)
 
 
-def scores_for(importance: Importance, analysis: Analysis, groups: Sequence[Group], seed: int) -> dict[str, Tensor]:
-    """Scores that weights alone decide, by group name: [*batch, size], larger is more important.
+def scores_for(
+    importance: Importance, analysis: Analysis, groups: Sequence[Group], seed: int,
+    batches: Sequence[Sequence[Tensor]] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Scores that weights, or their gradients on `batches`, decide, by group name: [*batch, size], larger is more
+    important.
 
     Raises:
         InputError: the strategy is unknown.
@@ -47,6 +52,8 @@ def scores_for(importance: Importance, analysis: Analysis, groups: Sequence[Grou
         return {g.name: magnitude(analysis, g) for g in groups}
     if importance == "random":
         return {g.name: random(g, seed) for g in groups}
+    if importance == "taylor" and batches:
+        return first_order(analysis, groups, batches)
     raise InputError(f"unknown importance {importance!r}", remedy=f"choose one of {', '.join(IMPORTANCES)}")
 
 

@@ -189,7 +189,7 @@ class _Planner:
         if self.budget != "uniform" and self.keep is None:
             raise InputError(f"a {self.budget} budget divides a share of the whole", remedy="give keep, not width")
         needs = {
-            f"the importance {self.importance!r}": self.importance in BY_DATA, "subspace": self.subspace,
+            f"the importance {self.importance!r}": self.importance in (*BY_DATA, "taylor"), "subspace": self.subspace,
             f"the budget {self.budget!r}": self.budget != "uniform",
         }  # fmt: skip
         if not self.batches and any(needs.values()):
@@ -284,7 +284,7 @@ class _Planner:
         """What each group keeps, by name, where subspaces keep what comes `first`; and the restoration on the way."""
         rest = [g for n, g in groups.items() if n not in first]
         if self.importance not in BY_DATA:
-            scores = scores_for(self.importance, analysis, rest, self.seed)
+            scores = scores_for(self.importance, analysis, rest, self.seed, self.batches)
             return {**first, **{name: top(score, number[name]) for name, score in scores.items()}}, None
         assert self.batches is not None
         selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})

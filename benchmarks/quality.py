@@ -3,7 +3,8 @@ share of the parameters (or MACs) is removed, without any training.
 
     python -m benchmarks.quality MODEL [--removed 0.1 0.2 ...] [--methods best fasp ...] [--out FILE.csv]
 
-MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`, or `bundled:digits-resnet`. For language models the
+MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`, a saved program with `calib.npz` and `valid.npz`, or
+`bundled:digits-resnet`. For language models the
 share is of the parameters under `--blocks`; protocol: non-overlapping windows of 256 tokens, mean cross-entropy over
 all predicted tokens; calibration windows drawn without replacement. Rows that the file holds already are not repeated.
 """
@@ -28,9 +29,9 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
-from fxslim.opening import prepared
+from fxslim.opening import open_model, prepared
 from fxslim.passes.methods import METHODS, settings
-from fxslim.sources import Source, load_model
+from fxslim.sources import Source
 
 WINDOW = 256
 COLUMNS = [
@@ -41,7 +42,7 @@ COLUMNS = [
 
 def main() -> int:
     options = _parser().parse_args()
-    source = load_model(options.model)
+    source = open_model(options.model)
     analysis = prepared(source.program)
     text = (Path(options.model) / "calib.txt").exists()
     valid = _valid(options, source, text)
@@ -76,8 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _valid(options: argparse.Namespace, source: Source, text: bool) -> Batches:
     if not text:
-        assert source.evaluation is not None, "the model comes with data to score it by"
-        return load_batches(source.evaluation, source)
+        return load_batches(source.evaluation or Path(options.model) / "valid.npz", source)
     return valid_windows(options.model, source, options.windows)
 
 
@@ -133,8 +133,9 @@ def _calibration(options: argparse.Namespace, source: Source, seed: int, text: b
     if text:
         path = Path(options.model) / "calib.txt"
         return load_batches(path, source, window=WINDOW, limit=options.calibration, batch_size=8, seed=seed)
-    assert source.calibration is not None
-    return load_batches(source.calibration, source, limit=options.calibration, seed=seed)
+    return load_batches(
+        source.calibration or Path(options.model) / "calib.npz", source, limit=options.calibration, seed=seed
+    )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:

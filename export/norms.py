@@ -45,13 +45,15 @@ def _divide(graph: fx.Graph, root: fx.Node) -> None:
     x = squares.args[0]
     for end in [u for u in root.users if u.target is aten.mul.Tensor and set(u.args) == {x, root}]:
         with graph.inserting_before(end):
-            end.replace_all_uses_with(
-                graph.call_function(aten.div.Tensor, (x, graph.call_function(aten.sqrt.default, (shifted,))))
-            )
+            quotient = graph.call_function(aten.div.Tensor, (x, graph.call_function(aten.sqrt.default, (shifted,))))
+            quotient.meta.update(end.meta)
+            end.replace_all_uses_with(quotient)
         graph.erase_node(end)
 
 
 def _norm(length: fx.Node) -> _Norm | None:
+    if length.kwargs:
+        return None  # another type of the result
     x, order, dims, keepdim = (*length.args, *(2, None, False)[len(length.args) - 1 :])[:4]
     if order != 2 or not keepdim or not isinstance(dims, Sequence) or list(dims) != [-1] or not isinstance(x, fx.Node):
         return None
@@ -72,7 +74,7 @@ def _only_user(node: fx.Node | None, target: object) -> fx.Node | None:
     if node is None or len(node.users) != 1:
         return None
     (user,) = node.users
-    return user if user.target is target else None
+    return user if user.target is target and not user.kwargs else None
 
 
 def _rewrite(graph: fx.Graph, norm: _Norm) -> None:
@@ -92,5 +94,6 @@ def _rewrite(graph: fx.Graph, norm: _Norm) -> None:
             shifted = graph.call_function(aten.add.Tensor, (mean, norm.epsilon * norm.whole / size))
             plain = graph.call_function(aten.div.Tensor, (norm.x, graph.call_function(aten.sqrt.default, (shifted,))))
             scaled = graph.call_function(aten.mul.Tensor, (plain, graph.get_attr(name)))
+        scaled.meta.update(end.meta)
         end.replace_all_uses_with(scaled)
         graph.erase_node(end)

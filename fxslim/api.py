@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
 from fxslim.passes.bases import in_bases
@@ -172,7 +172,14 @@ def for_plan(program: Program | Analysis, plan: Plan) -> Analysis:
     analysis = _analysis(program)
     if not plan.prepare or analysis.program.fingerprint() == plan.fingerprint:
         return analysis
-    prepared = _prepare(analysis, plan.prepare)
+    try:
+        prepared = _prepare(analysis, plan.prepare)
+    except InputError as error:
+        raise PlanError(
+            f"the plan was made for another model: {error.what}",
+            at=error.at,
+            remedy="make a plan for this model with `fxslim plan`",
+        ) from error
     return prepared if prepared.program.fingerprint() == plan.fingerprint else analysis
 
 

@@ -109,6 +109,7 @@ def proof_facts(proof: Proof) -> dict[str, Any]:
         "ok": proof.ok,
         "conclusive": proof.conclusive,
         "exact": proof.exact,
+        "cuts": proof.cuts,
         "error": proof.max_error,
         "tolerance": proof.tolerance,
         "effect": proof.effect,

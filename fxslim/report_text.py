@@ -70,6 +70,8 @@ def _quality_line(quality: dict[str, Any] | None) -> str:
 
 
 def _proof_line(proof: dict[str, Any]) -> str:
+    if not proof.get("cuts", 1):
+        return f"no group is cut; what prepares the model was checked as it was made: error {_number(proof['error'])}"
     verdict = "proven equal to the masked original" if proof["ok"] else "NOT PROVEN equal to the masked original"
     places = len(proof["inexact"])
     scope = "exact" if proof["exact"] else f"inexact: crosses {_count(places, 'tied place')}"

@@ -26,7 +26,8 @@ from fxslim.passes.statistics import CalibrationWalk
 __all__ = ["Branch", "DropBranches", "find_branches", "influences"]
 
 aten = torch.ops.aten
-TOLERANCE = 1e-5  # relative, in the program's own precision: the same calls in the same order
+_IMAGES, _CHANNELS = 4, 1  # dimensions of a batch of images, and which are the channels
+TOLERANCE = 1e-9  # relative, in float64
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class DropBranches(Pass):
         return PassResult(rewriter.program, rewriter.edits)
 
     def ensures(self, result: Program, original: Program) -> None:
-        """The result is well formed, keeps its interface, and is the original with zeros for the branches."""
+        """The result is well formed, keeps its interface, and is the original with zeros for the branches (float64)."""
         verify(result, original)
-        zeroed = _Zeroed(original, {b.branch for b in find_branches(original) if b.add.name in self.adds})
+        zeroed = _Zeroed(original, {b.add for b in find_branches(original) if b.add.name in self.adds})
         inputs = original.example_inputs
         for name, wanted, got in zip(
-            original.output_names, zeroed.run(inputs), Evaluator(result).run(inputs), strict=True
+            original.output_names, zeroed.run(inputs), Evaluator(result, dtype=torch.float64).run(inputs), strict=True
         ):
             if isinstance(wanted, Tensor) and relative_difference(wanted, got) > TOLERANCE:
                 raise VerifyError(f"the output {name!r} is not that of the original with zeros for the branches")
@@ -83,9 +84,9 @@ class DropBranches(Pass):
 class _Zeroed(Evaluator):
     """The program with zeros for the values of some calls where they are added."""
 
-    def __init__(self, program: Program, branches: set[fx.Node]) -> None:
-        super().__init__(program)
-        self._adds = {b.add: b for b in find_branches(program) if b.branch in branches}
+    def __init__(self, program: Program, adds: set[fx.Node]) -> None:
+        super().__init__(program, dtype=torch.float64)
+        self._adds = {b.add: b for b in find_branches(program) if b.add in adds}
 
     def compute(self, node: fx.Node, env: Environment) -> Any:
         """The value of one node."""
@@ -97,31 +98,32 @@ def find_branches(program: Program) -> list[Branch]:
     """The residual branches of a program, in its order: both terms of one shape, one computed from the other by way of
     weights."""
     ancestors: dict[fx.Node, frozenset[fx.Node]] = {}
-    weighted: dict[fx.Node, bool] = {}
     found = []
     for node in program.graph.nodes:
         inputs = node.all_input_nodes
         ancestors[node] = frozenset(inputs).union(*(ancestors[i] for i in inputs))
-        weighted[node] = node.op == "get_attr" or any(weighted[i] for i in inputs)
         if node.target is not aten.add.Tensor or len(inputs) != 2 or node.kwargs.get("alpha", 1) != 1:
             continue
         a, b = inputs
-        if a.meta["val"].shape != b.meta["val"].shape or not a.meta["val"].is_floating_point():
+        values = [i.meta.get("val") for i in (a, b, node)]
+        if not all(isinstance(v, Tensor) and v.is_floating_point() and v.shape == values[0].shape for v in values):
             continue
         for skip, branch in ((a, b), (b, a)):
-            between = ancestors[branch] - ancestors[skip]
-            if skip in ancestors[branch] and any(n.op == "get_attr" for n in between) and weighted[branch]:
+            between = (ancestors[branch] | {branch}) - ancestors[skip] - {skip}
+            by_weights = any(i.op == "get_attr" for n in between for i in n.all_input_nodes)
+            if skip in ancestors[branch] and by_weights and skip.meta["val"].dtype == node.meta["val"].dtype:
                 found.append(Branch(node, skip, branch))
     return found
 
 
 def influences(program: Program, branches: Sequence[Branch], batches: Sequence[Sequence[Tensor]]) -> dict[str, float]:
-    """1 - E[cos(x, x + f(x))] over the last dimension, by name of the addition."""
+    """1 - E[cos(x, x + f(x))] by name of the addition, over the last dimension, of images over the channels."""
     walk, found = CalibrationWalk(Evaluator(program), batches), dict[str, float]()
     order = {node: i for i, node in enumerate(program.graph.nodes)}
     for branch in sorted(branches, key=lambda b: order[b.add]):
         walk.advance_to(branch.add)
         pairs = zip(walk.values(branch.skip), walk.values(branch.branch), strict=True)
-        cosines = torch.cat([F.cosine_similarity(x.double(), (x + f).double(), dim=-1).flatten() for x, f in pairs])
+        dim = _CHANNELS if branch.add.meta["val"].dim() == _IMAGES else -1
+        cosines = torch.cat([F.cosine_similarity(x.double(), (x + f).double(), dim=dim).flatten() for x, f in pairs])
         found[branch.add.name] = float(1 - cosines.mean())
     return found

@@ -11,6 +11,7 @@ own there, which also frees the stream before it from the one behind.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,7 @@ from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.consumers import Consumer, consumer_of
 from fxslim.passes.fold import weight_value
 from fxslim.passes.norms import Affine, Statistic, Stream, find_streams
-from fxslim.passes.same import verify_same_function
+from fxslim.passes.same import random_inputs, verify_same_function
 
 __all__ = ["FoldNorms"]
 
@@ -66,8 +67,10 @@ class FoldNorms(Pass):
         return PassResult(second.program, first.edits + second.edits)
 
     def ensures(self, result: Program, original: Program) -> None:
-        """The result is well formed, keeps its interface and computes the same."""
+        """The result is well formed, keeps its interface and computes the same, also on random inputs: zeros hide what
+        was done to a mean."""
         verify_same_function(result, original)
+        verify_same_function(result, original, random_inputs(original))
 
 
 class _Affines:
@@ -153,7 +156,8 @@ class _Affines:
         if shift is not None:
             moved = (matrix[0].double() @ shift.double()).to(matrix.dtype)
             if bias is None:
-                name = self._free(consumer.weight.removesuffix(".weight") + ".bias")
+                stem = consumer.weight.removesuffix(".weight")
+                name = self._free(f"{stem}.bias" if stem != consumer.weight else f"{stem}_bias")
                 node = self.copies[consumer.node]
                 added = self.rewriter.add_weight(name, moved, node)
                 self.rewriter.set_arguments(node, (*node.args[:2], added), {})
@@ -171,15 +175,20 @@ class _Affines:
         return self.rewriter.add_call(aten.linear.default, (plain, weight, *bias), like=before)
 
     def _free(self, name: str) -> str:
-        taken = self.rewriter.program.info
-        return next(n for n in (f"{name}{i or ''}" for i in range(len(taken) + 1)) if n not in taken)
+        """A name that no weight has, and no module: `W.bias` cannot stand beside a weight `W`."""
+        taken = set(self.rewriter.program.info)
+        modules = {n[:i] for n in taken for i, c in enumerate(n) if c == "."}
+        names = (f"{name}{i or ''}" for i in range(len(taken) + 2))
+        return next(n for n in names if n not in taken | modules and not any(n.startswith(f"{t}.") for t in taken))
 
     def _tied_producers(self) -> list[fx.Node]:
         """Calls that read rows of a table on the stream which something else reads too (an embedding tied to the
         head)."""
         axes, found = self.analysis.axes, []
         for node, call in axes.calls.items():
-            tables = [o for o in call.operands if o.op == "get_attr" and o in self.roots and len(o.users) > 1]
+            if node.target is not aten.embedding.default:
+                continue
+            tables = [o for o in call.operands if o.op == "get_attr" and len(o.users) > 1]
             on_stream = bool(axes.values[node]) and bool(holders(axes.dims(node), self.stream.axis))
             reads = any(call.rule.kind(x) is Kind.REDUCE for x in call.letters)
             if tables and on_stream and not reads and node not in self.roots and node.users:
@@ -196,7 +205,8 @@ def _plain_statistics(analysis: Analysis, rewriter: Rewriter, stream: Stream) ->
     if stream.affines:
         return  # something else than linear maps reads what is scaled
     if any(s.centred for s in stream.statistics):
-        if not all(s.centred for s in stream.statistics) or _read_uncentred(analysis, stream):
+        mixed = not all(s.centred for s in stream.statistics)
+        if mixed or _fed_from_outside(analysis, stream) or _read_uncentred(analysis, stream):
             return
         _centre(analysis, rewriter, stream.axis)
     copies = rewriter.copies(analysis.axes)
@@ -217,6 +227,20 @@ def _replace(rewriter: Rewriter, node: fx.Node, x: fx.Node, statistic: Statistic
     shifted = rewriter.add_call(aten.add.Tensor, (mean, epsilon), like=node)
     inverse = rewriter.add_call(aten.rsqrt.default, (shifted,), like=node)
     rewriter.replace(node, rewriter.add_call(aten.mul.Tensor, (x, inverse), like=node))
+
+
+def _fed_from_outside(analysis: Analysis, stream: Stream) -> bool:
+    """Whether anything but weights feeds the stream (an input of the user, zeros): its mean cannot be taken off."""
+    axes = analysis.axes
+    for node in axes.values:
+        if not _on(analysis, node, stream.axis) or node.op == "get_attr":
+            continue
+        call = axes.calls.get(node)
+        if call is None and node.target is not operator.getitem:
+            return True
+        if call is not None and not any(o in axes.values and _on(analysis, o, stream.axis) for o in call.operands):
+            return True
+    return False
 
 
 def _read_uncentred(analysis: Analysis, stream: Stream) -> bool:

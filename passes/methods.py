@@ -15,8 +15,8 @@ from typing import Literal
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
 from fxslim.passes.importance import BY_DATA, Importance
+from fxslim.passes.options import Choices
 from fxslim.passes.pairs import Metric
-from fxslim.passes.planner import Choices
 
 __all__ = ["METHODS", "Settings", "settings"]
 

@@ -82,6 +82,8 @@ def _statistic(axes: Axes, node: fx.Node) -> Statistic | None:
             return Statistic(node, call.arg("input"), node.target is aten.layer_norm.default)
     elif node.target is aten.mean.dim and call.arg("keepdim"):
         squares = call.tensors[0]
+        if squares.meta["val"].dtype != node.meta["val"].dtype:
+            return None
         rank = squares.meta["val"].dim()
         if [d % rank for d in call.arg("dim") or ()] == [rank - 1] and (source := _squared(squares)) is not None:
             return Statistic(node, source)
@@ -107,9 +109,10 @@ def _affine(axes: Axes, node: fx.Node, axis: Axis, weights: Mapping[fx.Node, fro
         vectors = [v for v in (scale, shift) if v is not None]
         return Affine(node, scale, shift) if vectors and all(v in weights for v in vectors) else None
     if node.target is aten.mul.Tensor and len(call.tensors) == 2:
-        scales = [t for t in call.tensors if t in weights and t.meta["val"].numel() == axis.size]
-        if len(scales) == 1:
-            return Affine(node, scales[0], None)
+        for scale, other in (call.tensors, reversed(call.tensors)):
+            own = scale in weights and scale.meta["val"].numel() == axis.size and last_axis(axes, scale) is axis
+            if own and other not in weights and last_axis(axes, other) is axis:
+                return Affine(node, scale, None)
     return None
 
 

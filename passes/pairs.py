@@ -8,6 +8,7 @@ S = W_in C W_in^T and K = W_out^T W_out: no Cholesky factor, no inverse of C (Sw
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -57,7 +58,7 @@ def find_pairs(analysis: Analysis) -> dict[str, Pair]:
     for subspace in subspaces:
         weights = {name for name, _, _ in subspace.weights}
         for name in names:
-            own = sorted(w for w in weights if w.startswith((f"{name}_in", f"{name}_out")))
+            own = sorted(w for w in weights if re.fullmatch(rf"{re.escape(name)}_(in|out)\d*", w))
             if len(own) == 2 == len(weights) and all(w in consumers for w in own):
                 found[name] = Pair(name, subspace, consumers[own[0]], consumers[own[1]])
     return found

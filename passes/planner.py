@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis
-from fxslim.graph.costs import CostModel, Target
-from fxslim.graph.errors import InputError, PlanError
+from fxslim.graph.costs import CostModel
+from fxslim.graph.errors import InputError, PlanError, VerifyError
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
-from fxslim.passes.budget import BUDGETS, TOLERANCE, Budget, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.budget import TOLERANCE, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
-from fxslim.passes.importance import BY_DATA, IMPORTANCES, Chooser, Importance, scores_for, sums_once, top
+from fxslim.passes.importance import BY_DATA, Chooser, scores_for, sums_once, top
+from fxslim.passes.options import PlanOptions, check_options, patterns, uncounted_names
 from fxslim.passes.outliers import outlier_shares, width_offsets
-from fxslim.passes.pairs import Metric
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
 from fxslim.passes.ranks import plan_ranks
-from fxslim.passes.restore import Progress, Restoration, restore_weights
+from fxslim.passes.restore import Restoration, restore_weights
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces
 from fxslim.passes.survey import Survey, fitted, leading, probe, survey
 
-__all__ = ["Choices", "PlanOptions", "Planned", "make_plan", "plan_and_restore"]
-
-
-class Choices(TypedDict, total=False):
-    """What is cut, and by what it is chosen: what makes a method."""
-
-    importance: Importance  # how positions are chosen: "magnitude" by default
-    subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
-    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
-    streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
-    groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
-    metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
-    depth: bool  # residual branches are left out whole instead: False
-
-
-class PlanOptions(Choices, total=False):
-    """What a plan may be asked for, besides the share that remains and the data."""
-
-    width: float | None  # instead of `keep`: the share of positions that every chosen group keeps
-    of: Target  # what `keep` is a share of: "params" (default) or "macs"
-    round_to: int  # counts are multiples of this: 1 by default
-    keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
-    uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
-    inexact: bool  # also groups that a normalisation or softmax runs over: False by default
-    seed: int
-    progress: Progress | None
+__all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
 
 @dataclass(frozen=True)
@@ -102,39 +76,69 @@ def plan_and_restore(
 
     The restoration is the one that restoring the finished plan on the same data would give.
     """
-    if (metric := options.get("metric")) is not None:
-        return _ranks(analysis, keep, calibration, metric, options)
+    check_options(options)
+    if options.get("metric") is not None:
+        return _ranks(analysis, keep, calibration, options)
     if options.get("depth"):
-        left = _uncounted(analysis, _patterns(options.get("uncounted", ())) or [])
+        left = uncounted_names(analysis, patterns(options.get("uncounted", ())) or [])
         plan, slim = plan_depth(analysis, keep, calibration, of=options.get("of", "params"), uncounted=left)
         return Planned(plan, slim, None)
-    opened = _opened(analysis) if options.get("streams") else None
-    if opened is not None:
-        work = _Planner(opened, keep, calibration, options, original=analysis)
-        counts = work.counts()
-        if any(s.stream and counts[s.group.axis] < s.group.size for s in work.subspaces):
-            return work.planned(counts)
-    work = _Planner(analysis, keep, calibration, options)  # plain norms cost time: not for nothing
+    if options.get("streams"):
+        return _with_streams(analysis, keep, calibration, options)
+    work = _Planner(analysis, keep, calibration, options)
     return work.planned(work.counts())
 
 
 def _ranks(
-    analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, metric: Metric,
-    options: PlanOptions,
-) -> Planned:  # fmt: skip
+    analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions
+) -> Planned:
+    metric = options.get("metric")
+    assert metric is not None
     plan, opened = plan_ranks(
         analysis, keep, batches, metric, budget=options.get("budget", "uniform"), of=options.get("of", "params"),
-        round_to=options.get("round_to", 1), groups=_patterns(options.get("groups")),
-        keep_fixed=_patterns(options.get("keep_fixed", ())) or (),
-        uncounted=_patterns(options.get("uncounted", ())) or (), progress=options.get("progress"),
+        round_to=options.get("round_to", 1), groups=patterns(options.get("groups")),
+        keep_fixed=patterns(options.get("keep_fixed", ())) or (),
+        uncounted=uncounted_names(analysis, patterns(options.get("uncounted", ())) or []),
+        progress=options.get("progress"),
     )  # fmt: skip
     return Planned(plan, opened, None)
 
 
-def _opened(analysis: Analysis) -> Analysis | None:
-    """The program with plain norms, where that makes a residual stream a subspace that can be cut."""
-    opened = prepare(analysis, [FoldNorms.name])
-    return opened if any(s.stream for s in find_subspaces(opened, opened.prunable)[0]) else None
+def _with_streams(
+    analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions
+) -> Planned:
+    """The plan with open residual streams, or the one without where it is expected to lose less: plain norms cost time,
+    and matrices between streams parameters."""
+    wide, why = _wide(analysis, keep, batches, options)
+    if wide is not None and wide.budget != "global":
+        return wide.planned(wide.kept)
+    narrow = _Planner(analysis, keep, batches, options, known=None if wide is None else wide.found)
+    narrow.notes += why
+    if wide is None or not wide.cuts_streams():
+        return narrow.planned(narrow.counts())
+    try:
+        counts = narrow.counts()
+    except PlanError:
+        return wide.planned(wide.kept)  # only streams bring the budget within reach
+    return narrow.planned(counts) if narrow.expected <= wide.expected else wide.planned(wide.kept)
+
+
+def _wide(
+    analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions
+) -> tuple[_Planner | None, list[str]]:
+    """The planner of the program with plain norms, with its counts made; or why there is none."""
+    try:
+        opened = prepare(analysis, [FoldNorms.name])
+    except VerifyError as error:
+        return None, [f"residual streams stay closed: with plain norms {error.what}"]
+    if not any(s.stream for s in find_subspaces(opened, opened.prunable)[0]):
+        return None, []
+    try:
+        work = _Planner(opened, keep, batches, options, original=analysis)
+        work.counts()
+    except PlanError as error:
+        return None, [f"residual streams stay closed: {error.what}"]
+    return work, []
 
 
 class _Planner:
@@ -142,16 +146,16 @@ class _Planner:
 
     def __init__(
         self, analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions,
-        original: Analysis | None = None,
+        original: Analysis | None = None, known: Survey | None = None,
     ) -> None:  # fmt: skip
         self.analysis, self.keep, self.batches = analysis, keep, batches
         self.width, self.of = options.get("width"), options.get("of", "params")
         self.importance, self.budget = options.get("importance", "magnitude"), options.get("budget", "uniform")
         self.round_to, self.seed = options.get("round_to", 1), options.get("seed", 0)
         self.inexact, self.progress = options.get("inexact", False), options.get("progress")
-        self.groups, self.keep_fixed = _patterns(options.get("groups")), _patterns(options.get("keep_fixed", ())) or []
+        self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
         self.subspace = options.get("subspace", False)
-        self.uncounted = _patterns(options.get("uncounted", ())) or []
+        self.uncounted = patterns(options.get("uncounted", ())) or []
         self.costs = self._costs(analysis, self._costs(original) if original is not None else None)
         self._check()
         self.chosen, self.notes = choose_groups(
@@ -168,24 +172,17 @@ class _Planner:
         if self.importance == "obs" or self.budget == "global":
             self._leave_products_out(based)
         self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
+        self.known = known  # a survey of the same program in another form: what it says of a group by name holds here
         self.found: Survey | None = None
+        self.kept: dict[Axis, int] = {}
+        self.expected = 0.0  # the sum of all losses, in units of the output's divergence
 
     def _costs(self, analysis: Analysis, original: CostModel | None = None) -> CostModel:
-        return CostModel(analysis.axes, _uncounted(analysis, self.uncounted), original)
+        return CostModel(analysis.axes, uncounted_names(analysis, self.uncounted), original)
 
     def _check(self) -> None:
         if (self.keep is None) == (self.width is None):
             raise InputError("give either keep or width")
-        if self.of not in ("params", "macs"):
-            raise InputError(f"unknown target {self.of!r}", remedy="choose params or macs")
-        if not isinstance(self.round_to, int) or self.round_to < 1:
-            raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
-        if self.importance not in IMPORTANCES:
-            raise InputError(
-                f"unknown importance {self.importance!r}", remedy=f"choose one of {', '.join(IMPORTANCES)}"
-            )
-        if self.budget not in BUDGETS:
-            raise InputError(f"unknown budget {self.budget!r}", remedy=f"choose one of {', '.join(BUDGETS)}")
         if self.budget != "uniform" and self.keep is None:
             raise InputError(f"a {self.budget} budget divides a share of the whole", remedy="give keep, not width")
         needs = {
@@ -220,6 +217,14 @@ class _Planner:
 
     def counts(self) -> dict[Axis, int]:
         """How many positions each chosen group keeps."""
+        self.kept = self._counts()
+        return self.kept
+
+    def cuts_streams(self) -> bool:
+        """Whether a residual stream loses anything."""
+        return any(s.stream and self.kept[s.group.axis] < s.group.size for s in self.subspaces)
+
+    def _counts(self) -> dict[Axis, int]:
         if self.budget == "global":
             return self._allocated(self.costs)
         if self.keep is not None:
@@ -235,16 +240,12 @@ class _Planner:
 
     def _allocated(self, costs: CostModel) -> dict[Axis, int]:
         assert self.keep is not None and self.batches is not None
-        self.found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
+        self.found = self._surveyed()
         self.notes += self.found.notes
         self.chosen = [g for g in self.chosen if g.name in self.found.curves]
         if not self.chosen and self.keep < 1:
             why = self.notes[0] if self.notes else "it has no group that may be cut"
             raise PlanError(f"nothing of the model can be cut by data: {why}", remedy="try --method magnitude")
-        changed = change_bases(self.analysis, self.found, tuple(self.found.bases))
-        for analysis, based in ((changed, True), (self.analysis, False)):
-            own = {n: c for n, c in self.found.curves.items() if (n in self.found.bases) == based}
-            probe(analysis, own, self.batches[-1], self.progress)
         idle = [name for name, curve in self.found.curves.items() if not curve.effect]
         if self.found.curves and len(idle) == len(self.found.curves) and self.keep < 1:
             raise PlanError(
@@ -254,12 +255,29 @@ class _Planner:
         self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+        self.expected = sum(float(curves[g.name][counts[g.axis]]) for g in self.chosen)
         share = costs.of(self.of, counts) / costs.whole(self.of)
         if share < self.keep - TOLERANCE:
             self.notes.append(
                 f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
             )
         return counts
+
+    def _surveyed(self) -> Survey:
+        """What every chosen group costs at every size, probed; what is known already is not asked again."""
+        based = {s.group.name for s in self.subspaces}
+        if self.known is not None:
+            curves = {g.name: self.known.curves[g.name] for g in self.chosen if g.name in self.known.curves}
+            bases = {name: basis for name, basis in self.known.bases.items() if name in curves}
+            if len(curves) == len(self.chosen) and bases.keys() == based & curves.keys():
+                return Survey(curves, bases, tuple(self.subspaces), ())
+        assert self.batches is not None
+        found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
+        changed = change_bases(self.analysis, found, tuple(found.bases))
+        for analysis, in_basis in ((changed, True), (self.analysis, False)):
+            own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
+            probe(analysis, own, self.batches[-1], self.progress)
+        return found
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""
@@ -313,15 +331,6 @@ class _Planner:
             "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed, "uncounted": self.uncounted,
             "data": digest(v for batch in self.batches for v in batch) if self.subspaces and self.batches else None,
         }  # fmt: skip
-
-
-def _uncounted(analysis: Analysis, patterns: Sequence[str]) -> frozenset[str]:
-    names = analysis.program.info
-    return frozenset(n for pattern in patterns for n in fnmatch.filter(names, pattern.replace("[", "[[]")))
-
-
-def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
-    return None if given is None else [given] if isinstance(given, str) else list(given)
 
 
 def _predicted(costs: CostModel, counts: Mapping[Axis, int]) -> dict[str, Any]:

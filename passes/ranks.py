@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from fxslim.passes.bases import change_bases
 from fxslim.passes.basis import Basis
 from fxslim.passes.budget import TOLERANCE, Budget, check_share
 from fxslim.passes.factorise import Factorise, factorisable
+from fxslim.passes.options import matches_weight
 from fxslim.passes.pairs import Metric, Pair, find_pairs, pair_bases
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
@@ -27,6 +27,7 @@ from fxslim.passes.survey import Survey
 __all__ = ["plan_ranks"]
 
 _STEPS = 40  # of the bisection
+_FLAT = 1e-6  # of the largest singular value: a spectrum within this has no end to cut off
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Candidate:
 def plan_ranks(
     analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, metric: Metric, *,
     budget: Budget = "uniform", of: Target = "params", round_to: int = 1, groups: Sequence[str] | None = None,
-    keep_fixed: Sequence[str] = (), uncounted: Sequence[str] = (), progress: Progress | None = None,
+    keep_fixed: Sequence[str] = (), uncounted: frozenset[str] = frozenset(), progress: Progress | None = None,
 ) -> tuple[Plan, Analysis]:  # fmt: skip
     """A plan that keeps the share `keep` by low ranks alone, and the analysis of the program that it applies to.
 
@@ -63,18 +64,14 @@ def plan_ranks(
     check_share(keep, "keep")
     if metric != "plain" and not batches:
         raise InputError(f"the metric {metric!r} needs calibration data", remedy="give `calibration=`")
-    work = _Ranks(analysis, batches, metric, _costs(analysis, uncounted), of, round_to, progress)
+    work = _Ranks(analysis, batches, metric, CostModel(analysis.axes, uncounted), of, round_to, progress)
     candidates = work.candidates(groups, keep_fixed, uncounted)
-    chosen = work.choose(candidates, keep, budget)
+    chosen = work.choose(candidates, keep, budget) if keep < 1 else {}
     options = {
         "keep": keep, "of": of, "metric": metric, "budget": budget, "round_to": round_to, "groups": groups,
-        "keep_fixed": list(keep_fixed), "uncounted": list(uncounted), "data": work.digest(),
+        "keep_fixed": list(keep_fixed), "uncounted": sorted(uncounted), "data": work.digest(),
     }  # fmt: skip
     return work.planned(chosen, options)
-
-
-def _costs(analysis: Analysis, uncounted: Sequence[str]) -> CostModel:
-    return CostModel(analysis.axes, {n for p in uncounted for n in fnmatch.filter(analysis.program.info, p)})
 
 
 class _Ranks:
@@ -86,21 +83,24 @@ class _Ranks:
     ) -> None:  # fmt: skip
         self.analysis, self.batches, self.metric, self.costs = analysis, batches, metric, costs
         self.of, self.round_to, self.progress = of, round_to, progress
+        self.considered: list[str] = []
         self._bases: dict[str, Basis] = {}  # by weight
 
     def candidates(
-        self, groups: Sequence[str] | None, keep_fixed: Sequence[str], uncounted: Sequence[str]
+        self, groups: Sequence[str] | None, keep_fixed: Sequence[str], uncounted: frozenset[str]
     ) -> list[_Candidate]:
         """The weights that can become pairs, with what their ranks are worth."""
-        names = factorisable(self.analysis)
-        names = [n for n in names if groups is None or _matches(n, groups)]
-        names = [n for n in names if not _matches(n, (*keep_fixed, *uncounted))]
+        self._require_matches((*(groups or ()), *keep_fixed))
+        names = [n for n in factorisable(self.analysis) if n not in uncounted or self.of != "params"]
+        names = [n for n in names if groups is None or self._matches(n, groups)]
+        names = [n for n in names if not self._matches(n, keep_fixed)]
+        self.considered = names
         if not names:
             raise InputError(
                 "no weight can be factorised", remedy="`fxslim groups MODEL` lists the weights; allow more of them"
             )
         opened = prepare(self.analysis, [Factorise(tuple(names)).spec()])
-        pairs = find_pairs(opened)
+        pairs = {name: pair for name, pair in find_pairs(opened).items() if name in names}
         bases = pair_bases(opened, list(pairs.values()), self.metric, self.batches, self.progress).bases
         self._bases = {name: bases[pair.group.name] for name, pair in pairs.items()}
         costs = CostModel(opened.axes)
@@ -114,6 +114,17 @@ class _Ranks:
                 spectrum = self._bases[name].energy.reshape(-1).sqrt()
                 found.append(_Candidate(name, pair, float(slope), n * k / (n + k), spectrum))
         return found
+
+    def _require_matches(self, given: Sequence[str]) -> None:
+        for pattern in given:
+            if not any(self._matches(n, (pattern,)) for n in self.analysis.program.info):
+                raise InputError(
+                    f"{pattern!r} matches no weight", remedy="ranks are chosen by patterns of weights' names"
+                )
+
+    def _matches(self, name: str, given: Sequence[str]) -> bool:
+        rank = len(self.analysis.program.info[name].shape)
+        return any(matches_weight(name, rank, pattern) for pattern in given)
 
     def choose(self, candidates: Sequence[_Candidate], keep: float, budget: Budget) -> dict[str, int]:
         """The ranks of the weights that become pairs."""
@@ -136,12 +147,18 @@ class _Ranks:
         return {name: rank for name, rank in ranks.items() if name in saving}
 
     def _fill(self, candidates: Sequence[_Candidate], ranks: dict[str, int], keep: float, total: int) -> None:
-        """What rounding has left of the budget goes to ranks, where they lost most by it first."""
-        for candidate in sorted(candidates, key=lambda c: -float(c.spectrum[min(ranks[c.name], len(c.spectrum)) - 1])):
-            more = ranks[candidate.name] + self.round_to
-            fits = self._share(candidates, {**ranks, candidate.name: more}, total) <= keep
-            if more < candidate.limit and fits:
-                ranks[candidate.name] = more
+        """What rounding has left of the budget goes to ranks, the largest singular values that are left out first;
+        beyond its break-even a weight is whole."""
+        while True:
+            open_ = [c for c in candidates if c.saved(ranks[c.name]) > 0]
+            fitting = [
+                c for c in open_
+                if self._share(candidates, {**ranks, c.name: ranks[c.name] + self.round_to}, total) <= keep
+            ]  # fmt: skip
+            if not fitting:
+                return
+            best = max(fitting, key=lambda c: float(c.spectrum[min(ranks[c.name], len(c.spectrum) - 1)]))
+            ranks[best.name] += self.round_to
 
     @staticmethod
     def _share(candidates: Sequence[_Candidate], ranks: Mapping[str, int], total: int) -> float:
@@ -150,7 +167,7 @@ class _Ranks:
     def planned(self, ranks: Mapping[str, int], options: Mapping[str, Any]) -> tuple[Plan, Analysis]:
         """The plan for the program in which these weights are pairs, and its analysis in their bases."""
         opened = prepare(self.analysis, [Factorise(tuple(ranks)).spec()]) if ranks else self.analysis
-        pairs = find_pairs(opened) if ranks else {}
+        pairs = {name: pair for name, pair in find_pairs(opened).items() if name in ranks}
         bases = {pair.group.name: self._bases[name] for name, pair in pairs.items()}
         found = Survey({}, bases, tuple(pair.subspace for pair in pairs.values()), ())
         counts = {pair.group.axis: ranks[name] for name, pair in pairs.items()}
@@ -163,9 +180,13 @@ class _Ranks:
             "macs": [self.costs.macs(), slim.macs(counts)],
             "bytes": [self.costs.bytes(), slim.bytes(counts)],
         }  # fmt: skip
-        whole = [n for n in factorisable(self.analysis) if n not in ranks]
-        notes = tuple(f"{name} stays whole: no rank below its break-even is enough" for name in whole)
-        plan = Plan(opened.program.fingerprint(), cuts, options, predicted, notes, preparations_of(opened.program))
+        whole = [n for n in self.considered if n not in ranks] if ranks else []
+        notes = [f"{name} stays whole: no rank below its break-even is enough" for name in whole]
+        share = predicted[self.of][1] / predicted[self.of][0]
+        if share < options["keep"] - TOLERANCE:
+            notes.append(f"{share:.1%} of the {self.of} remain: one step more of any rank would exceed the budget")
+        program = opened.program
+        plan = Plan(program.fingerprint(), cuts, options, predicted, tuple(notes), preparations_of(program))
         return plan, change_bases(opened, found, tuple(found.bases))
 
     def digest(self) -> str | None:
@@ -183,11 +204,8 @@ def _by_threshold(candidates: Sequence[_Candidate], threshold: float, round_to: 
     ranks = {}
     for candidate in candidates:
         values = candidate.spectrum
-        spread = (values - values[-1]) / (values[0] - values[-1]).clamp(min=1e-300)
-        rank = int((spread > threshold).sum())
+        width = float(values[0] - values[-1])
+        flat = width <= _FLAT * float(values[0])  # no direction matters less than another
+        rank = len(values) if flat else int(((values - values[-1]) / width > threshold).sum())
         ranks[candidate.name] = max(round_to, -(-rank // round_to) * round_to)
     return ranks
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p.replace("[", "[[]")) for p in patterns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,36 +12,51 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.verify import verify
 
-__all__ = ["relative_difference", "verify_same_function"]
+__all__ = ["random_inputs", "relative_difference", "verify_same_function"]
 
 # Relative to the largest magnitude of an output: sums in another order, in the program's own precision.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def verify_same_function(result: Program, original: Program) -> None:
-    """Checks that `result` is well formed, keeps its interface, and computes what `original` does on its examples.
+def verify_same_function(result: Program, original: Program, inputs: Sequence[Tensor] | None = None) -> None:
+    """Checks that `result` is well formed, keeps its interface, and computes what `original` does on `inputs`, by
+    default its examples.
 
     Raises:
         VerifyError: it does not, or it cannot be run because its weights are on the meta device.
     """
     verify(result, original)
-    if set(result.info) == set(original.info) and all(result.weights[n] is original.weights[n] for n in original.info):
+    same = result.weights.keys() == original.weights.keys() and all(
+        result.weights[n] is original.weights[n] for n in original.info
+    )
+    if same and result.fingerprint() == original.fingerprint():
         return  # nothing was replaced
     if any(tensor.is_meta for tensor in original.weights.values()):
         raise VerifyError("the weights are on the meta device: the same function cannot be shown", remedy="load them")
     half = any(w.dtype in _HALF for w in original.info.values())
-    for name, wanted, got in zip(original.output_names, _outputs(original), _outputs(result), strict=True):
+    for name, wanted, got in zip(
+        original.output_names, _outputs(original, inputs), _outputs(result, inputs), strict=True
+    ):
         if isinstance(wanted, Tensor):
             error = relative_difference(wanted, got)
             if error > (HALF_TOLERANCE if half else TOLERANCE):
                 raise VerifyError(f"the output {name!r} changed by {error:.1e} (relative)", at=result.source)
 
 
-def _outputs(program: Program) -> list[Tensor]:
+def random_inputs(program: Program) -> list[Tensor]:
+    """Numbers of a normal distribution for the examples that are floating point, with the same seed every time."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(v.shape, generator=generator).to(v.dtype) if v.is_floating_point() else v
+        for v in program.example_inputs
+    ]
+
+
+def _outputs(program: Program, inputs: Sequence[Tensor] | None) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Evaluator(program).run(program.example_inputs)
+        return Evaluator(program).run(program.example_inputs if inputs is None else inputs)
 
 
 def relative_difference(wanted: Tensor, got: Tensor) -> float:

@@ -45,7 +45,9 @@ class Readers:
     def visit(self, consumer: Consumer | None, walk: CalibrationWalk) -> None:
         """Takes a reader, before which the walk stands; others than plain linear maps of the stream are left as they
         are."""
-        if consumer is None or consumer.features != (self.group.axis,) or consumer.blocks != 1 or consumer.window != 1:
+        if consumer is None or self.group.batch:  # a basis for each head: its readers see all of them
+            return
+        if consumer.features != (self.group.axis,) or consumer.blocks != 1 or consumer.window != 1:
             return
         self.consumers.append(consumer)
         if consumer.source not in self.moments:
@@ -53,6 +55,8 @@ class Readers:
 
     def change_basis(self, basis: Basis) -> None:
         """The moments in new coordinates."""
+        if not self.moments:
+            return
         size = self.group.size
         forward = torch.eye(size + 1, dtype=torch.float64)  # the constant stays what it is
         forward[:size, :size] = basis.forward.reshape(size, size)

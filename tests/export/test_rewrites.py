@@ -93,3 +93,35 @@ def test_norms_are_written_as_the_runtime_fuses_them(tmp_path: Path, stream: int
     onnxruntime.InferenceSession(str(path), options)
     kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
     assert kinds.count("SimplifiedLayerNormalization") == 2 and "ReduceMean" not in kinds and "ReduceL2" not in kinds
+
+
+class Twice(nn.Module):
+    """The result of one norm goes through another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            length = torch.linalg.vector_norm(x, 2, [-1], True)
+            x = x * torch.rsqrt(length * length / 6 + 1e-6)
+        return x
+
+
+class Otherwise(nn.Module):
+    """What looks like a norm and is none: another epsilon, another type."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "alpha":
+            length = torch.linalg.vector_norm(x, 2, [-1], True)
+            return x * torch.rsqrt(torch.add(length * length / 6, 0.1, alpha=5))
+        length = torch.linalg.vector_norm(x, 2, [-1], True, dtype=torch.float64)
+        return x * torch.rsqrt(length * length / 6 + 1e-6)
+
+
+@pytest.mark.parametrize("module", [Twice(), Otherwise("alpha"), Otherwise("type")], ids=["twice", "alpha", "type"])
+def test_norms_one_after_the_other_and_what_is_none(tmp_path: Path, module: nn.Module) -> None:
+    program = capture(module, (torch.randn(3, 6),), {}, ({0: "batch"},))
+    result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
+    assert result.ok, result.failures

@@ -102,8 +102,10 @@ def test_what_cannot_be_is_refused() -> None:
         make_plan(analysis, 0.01, depth=True, calibration=batches)
     with pytest.raises(InputError, match="needs calibration data"):
         make_plan(analysis, 0.5, depth=True)
-    with pytest.raises(InputError, match="share of the whole"):
+    with pytest.raises(InputError, match="width: no effect"):
         make_plan(analysis, width=0.5, depth=True, calibration=batches)
+    with pytest.raises(InputError, match="share of the whole"):
+        make_plan(analysis, depth=True, calibration=batches)
 
 
 def test_a_result_that_is_not_the_original_with_zeros_is_noticed() -> None:
@@ -113,3 +115,58 @@ def test_a_result_that_is_not_the_original_with_zeros_is_noticed() -> None:
     result.program.weights["head.weight"] = result.program.weights["head.weight"] * 1.01
     with pytest.raises(VerifyError, match="zeros for the branches"):
         step.ensures(result.program, analysis.program)
+
+
+def test_sizes_and_types_that_are_added_are_no_branches() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(D, D)
+
+        def forward(self, x: Tensor, past: Tensor) -> Tensor:
+            place = torch.arange(x.shape[1]) + past.shape[1]
+            return x + self.a(x) * place[None, :, None]
+
+    program = capture(
+        Cached(), (torch.randn(2, 3, D), torch.randn(2, 4, D)), dynamic_shapes=({1: "new"}, {1: "past_length"})
+    )
+    assert len(find_branches(program)) == 1
+
+
+def test_branches_that_share_their_weights_are_all_found() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(D, 16), nn.Linear(16, D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = x + self.b(torch.tanh(self.a(x)))
+            return x
+
+    assert len(find_branches(capture(Again(), (torch.randn(2, D),)))) == 3
+
+
+def test_images_are_turned_over_their_channels() -> None:
+    class Image(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.a(x)
+
+    model, x = Image().eval(), torch.randn(2, 6, 5, 1)
+    program = capture(model, (x,))
+    ((_, found),) = influences(program, find_branches(program), [(x,)]).items()
+    expected = 1 - torch.cosine_similarity(x.double(), model(x).detach().double(), dim=1).mean()
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"groups": ["neurons"]}, {"keep_fixed": ["head*"]}, {"round_to": 8}, {"importance": "obs"}]
+)
+def test_options_without_an_effect_are_refused(options: dict[str, object]) -> None:
+    _, analysis, batches = deep()
+    with pytest.raises(InputError, match="no effect where residual branches are left out"):
+        make_plan(analysis, 0.8, depth=True, calibration=batches, **options)  # type: ignore[arg-type]

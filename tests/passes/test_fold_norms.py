@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -224,3 +226,109 @@ def test_a_stream_that_is_read_without_a_norm_keeps_its_mean(analyse: Analyse) -
 def test_half_precision_keeps_its_norms(analyse: Analyse) -> None:
     model = Residual(nn.LayerNorm).bfloat16().eval()
     assert not FoldNorms()(analyse(model, torch.arange(12).reshape(2, 6) % IDS)).modified
+
+
+class Given(nn.Module):
+    """A stream that begins with an input of the user, or with zeros, beside what a weight makes."""
+
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.enter, self.norms = nn.Linear(D, D), nn.ModuleList([norm(D) for _ in range(2)])
+        self.up, self.down, self.head = nn.Linear(D, 20), nn.Linear(20, D), nn.Linear(D, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.enter(x)
+        y = y + self.down(F.gelu(self.up(self.norms[0](y))))
+        return self.head(self.norms[1](y))
+
+
+@pytest.mark.parametrize("start", [torch.zeros, torch.randn])
+def test_the_mean_of_an_input_is_not_taken_off(start: Callable[..., Tensor], analyse: Analyse) -> None:
+    before, after = opened(Given(nn.LayerNorm), analyse, start(3, D, dtype=torch.float64))
+    x = torch.randn(3, D, dtype=torch.float64)
+    (wanted,), (got,) = Evaluator(before.program).run([x]), Evaluator(after.program).run([x])
+    assert float((wanted - got).abs().max()) <= EXACT * float(wanted.abs().max())
+
+
+def test_a_norm_without_weights_on_an_input_stays_right(analyse: Analyse) -> None:
+    model = nn.Sequential(nn.LayerNorm(D, elementwise_affine=False), nn.Linear(D, 3, bias=False))
+    before, after = opened(model, analyse, torch.randn(5, D, dtype=torch.float64) + 3)
+    assert_same(before, after)
+
+
+class Shared(Residual):
+    """One norm, or one scale, in several places."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(nn.LayerNorm if how != "scale" else nn.RMSNorm)
+        self.how, self.g = how, nn.Parameter(torch.randn(D))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.enter(ids)
+        if self.how == "scale":
+            return self.head(self.g * (self.norms[0](x) * self.g))
+        if self.how == "behind":
+            x = self.norms[0](x)
+            return self.head(self.norms[0](x + self.downs[0](F.gelu(self.ups[0](x)))))
+        x = x + self.downs[0](F.gelu(self.ups[0](self.norms[0](x))))
+        return self.head(self.norms[0](x))
+
+
+@pytest.mark.parametrize(("how", "maps"), [("before", 0), ("behind", 1), ("scale", None)])
+def test_a_norm_may_be_used_twice(how: str, maps: int | None, analyse: Analyse) -> None:
+    before, after = opened(Shared(how), analyse)
+    assert_same(before, after)
+    assert maps is None or sum(n.endswith("_map") for n in after.program.info) == maps
+
+
+class Outer(nn.Module):
+    """Products with as many weights as the stream is wide that are no scale of it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.norm, self.head = how, nn.RMSNorm(D), nn.Linear(D, 3)
+        self.w = nn.Parameter(torch.randn(D) if how == "outer" else torch.randn(D, 1))
+        self.enter = nn.Linear(5, 1 if how == "outer" else D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.enter(x) * self.w))
+
+
+@pytest.mark.parametrize(("how", "shape"), [("outer", (2, 5)), ("rows", (D, 5))])
+def test_a_product_that_is_no_scale_is_left_alone(how: str, shape: tuple[int, ...], analyse: Analyse) -> None:
+    before, after = opened(Outer(how), analyse, torch.randn(shape, dtype=torch.float64))
+    assert_same(before, after)
+
+
+class Named(nn.Module):
+    """Parameters that are not called weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(IDS, D), nn.LayerNorm(D)
+        self.W = nn.Parameter(torch.randn(4, D))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(self.norm(self.table(ids)), self.W)
+
+
+def test_an_added_bias_has_a_name_that_a_module_can_have(analyse: Analyse) -> None:
+    before, after = opened(Named(), analyse)
+    assert_same(before, after)
+    assert "W_bias" in after.program.info
+    after.program.module()  # would refuse `W.bias` beside a parameter `W`
+
+
+def test_a_mean_in_another_type_is_left_alone(analyse: Analyse) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(IDS, D), nn.Linear(D, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.table(ids)
+            mean = x.pow(2).mean(-1, keepdim=True, dtype=torch.float64)
+            return self.head(x * torch.rsqrt(mean + 1e-6).float())
+
+    before = analyse(Wide().eval(), torch.arange(12).reshape(2, 6) % IDS)
+    assert not FoldNorms()(before).modified

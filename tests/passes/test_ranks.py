@@ -131,9 +131,11 @@ def test_pairs_are_found_by_the_name_of_their_weight() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": None, "width": 0.5, "metric": "plain"}, "ranks are chosen for a share"),
+        ({"keep": None, "width": 0.5, "metric": "plain"}, "width: no effect"),
+        ({"keep": None, "metric": "plain"}, "ranks are chosen for a share"),
         ({"keep": 0.5, "metric": "whitened"}, "needs calibration data"),
-        ({"keep": 0.5, "metric": "plain", "groups": ["nothing"]}, "no weight can be factorised"),
+        ({"keep": 0.5, "metric": "plain", "groups": ["nothing"]}, "'nothing' matches no weight"),
+        ({"keep": 0.5, "metric": "plain", "groups": ["shrink.bias"]}, "no weight can be factorised"),
         ({"keep": 1.5, "metric": "plain"}, "must lie above 0"),
     ],
 )
@@ -154,3 +156,80 @@ def test_other_data_is_refused() -> None:
     plan = make_plan(analysis, 0.8, metric="whitened", calibration=batches)
     with pytest.raises(InputError, match="not what the plan was made with"):
         apply(analysis, plan, "none", batches[:2])
+
+
+class Squares(nn.Module):
+    def __init__(self, names: tuple[str, ...] = ("a", "b", "c")) -> None:
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.randn(64, 64, dtype=torch.float64)))
+        self.names = names
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = torch.tanh(torch.nn.functional.linear(x, self.get_parameter(name)))
+        return x
+
+
+@pytest.mark.parametrize(("round_to", "within"), [(1, 0.01), (8, 0.07), (16, 0.07)])
+def test_rounding_does_not_give_the_budget_away(round_to: int, within: float) -> None:
+    torch.manual_seed(0)
+    analysis = analyze(capture(Squares(), (torch.randn(3, 64, dtype=torch.float64),)))
+    plan = make_plan(analysis, 0.9, metric="plain", round_to=round_to)
+    before, after = plan.predicted["params"]
+    assert 0.9 - within <= after / before <= 0.91
+    told = any("remain: one step more" in note for note in plan.notes)
+    assert told == (after / before < 0.89), "what rounding gives away is said"
+
+
+def test_all_of_it_is_all_of_it() -> None:
+    plan = make_plan(opened()[0], 1.0, metric="plain")
+    assert plan.cuts == () and plan.prepare == () and plan.notes == ()
+
+
+def test_names_that_begin_alike_and_a_second_round() -> None:
+    torch.manual_seed(0)
+    analysis = analyze(capture(Squares(("w", "w_in")), (torch.randn(3, 64, dtype=torch.float64),)))
+    plan = make_plan(analysis, 0.7, metric="plain")
+    slim = apply(analysis, plan)
+    assert len({c.group for c in plan.cuts}) == 2 and slim.parameters() == plan.predicted["params"][1]
+    again = make_plan(slim, 0.8, metric="plain")
+    assert apply(slim, again).parameters() <= 0.81 * slim.parameters()
+
+
+def test_a_flat_spectrum_has_no_end_to_cut_off() -> None:
+    model = Squares(("a", "b"))
+    with torch.no_grad():
+        model.a.copy_(torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64))[0])
+    analysis = analyze(capture(model, (torch.randn(3, 64, dtype=torch.float64),)))
+    plan = make_plan(analysis, 0.7, metric="plain", budget="global")
+    assert [c.group.partition("_")[0] for c in plan.cuts] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"round_to": 0}, "round_to must be"), ({"round_to": 1.5}, "round_to must be"),
+        ({"metric": "bogus"}, "unknown metric"), ({"budget": "bogus"}, "unknown budget"),
+        ({"budget": "outliers"}, "budget: no effect"), ({"of": "flops"}, "unknown target"),
+        ({"importance": "obs"}, "importance: no effect"), ({"inexact": True}, "inexact: no effect"),
+        ({"depth": True}, "depth: no effect"), ({"keep_fixed": ["typo"]}, "'typo' matches no weight"),
+        ({"groups": ["shrink*", "typo"]}, "'typo' matches no weight"), ({"uncounted": ["typo"]}, "matches no weight"),
+        ({"uncounted": ["*"]}, "no weight is left to count"),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_or_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(opened()[0], **{"keep": 0.7, "metric": "plain", **options})
+
+
+def test_a_fixed_weight_stays_whole() -> None:
+    plan = make_plan(opened()[0], 0.85, metric="plain", keep_fixed=["shrink.weight[0]"])
+    assert [c.group.partition("_")[0] for c in plan.cuts] == ["grow.weight"]
+
+
+def test_a_plan_of_ranks_for_another_model_says_so() -> None:
+    plan = make_plan(opened()[0], 0.8, metric="plain")
+    other = capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.randn(2, 3),))
+    with pytest.raises(PlanError, match="made for another model"):
+        apply(other, plan)

@@ -112,7 +112,7 @@ def test_a_stream_that_does_not_pay_stays_closed() -> None:
         analysis, 0.98, importance="obs", subspace=True, budget="global", streams=True, calibration=batches,
         keep_fixed=["table.weight"],
     )  # fmt: skip
-    assert plan.prepare == () and plan.cuts and not any(c.kind == "residual stream" for c in plan.cuts)
+    assert plan.prepare == () and plan.cuts, "nothing is prepared for a stream that may not be cut"
 
 
 def test_weights_that_are_not_counted_cost_nothing() -> None:
@@ -170,3 +170,50 @@ def test_refitted_readers_lose_less() -> None:
         whole = torch.cat([old[0], bias[0][:, None]], 1)
         before, after = (float(((whole - w) @ moment @ (whole - w).T).trace()) for w in lost)
         assert after < before
+
+
+class Heads(nn.Module):
+    """Queries and keys behind norms without weights, for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, _ = x.shape
+        q, k, v = (f(x).view(b, s, 2, 6).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k = F.rms_norm(q, [6]), F.rms_norm(k, [6])
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, 12))
+
+
+def test_norms_for_each_head_make_no_trouble() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 5, 12, dtype=torch.float64),) for _ in range(3)]
+    analysis = analyze(capture(Heads().double().eval(), batches[0]))
+    plan = make_plan(analysis, 0.7, importance="obs", subspace=True, budget="global", streams=True, calibration=batches)
+    assert plan.cuts and prove(analysis, plan, calibration=batches).ok
+
+
+class TiedHead(nn.Module):
+    """A narrow stream with a tied head: two matrices would cost more than the stream could save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.last = nn.Embedding(30, 16), nn.LayerNorm(16), nn.LayerNorm(16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.table(input_ids)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return {"logits": self.last(x) @ self.table.weight.T}
+
+
+@pytest.mark.parametrize("groups", [None, ["neurons"]])
+def test_a_stream_is_opened_only_where_less_is_lost(groups: list[str] | None) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randint(0, 30, (16, 9)),) for _ in range(4)]
+    analysis = analyze(capture(TiedHead().eval(), batches[0]))
+    options = {"importance": "obs", "subspace": True, "budget": "global", "groups": groups}
+    plan = make_plan(analysis, 0.9, streams=True, calibration=batches, **options)  # type: ignore[arg-type]
+    closed = make_plan(analysis, 0.9, calibration=batches, **options)  # type: ignore[arg-type]
+    assert plan.prepare == () and [c.kept for c in plan.cuts] == [c.kept for c in closed.cuts]

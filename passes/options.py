@@ -1,0 +1,115 @@
+"""What a plan may be asked for, and what of it makes sense together."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.costs import Target
+from fxslim.graph.errors import InputError
+from fxslim.passes.budget import BUDGETS, Budget
+from fxslim.passes.importance import IMPORTANCES, Importance
+from fxslim.passes.pairs import METRICS, Metric
+from fxslim.passes.restore import Progress
+
+__all__ = ["Choices", "PlanOptions", "check_options", "matches_weight", "patterns", "uncounted_names"]
+
+
+class Choices(TypedDict, total=False):
+    """What is cut, and by what it is chosen: what makes a method."""
+
+    importance: Importance  # how positions are chosen: "magnitude" by default
+    subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
+    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
+    streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
+    groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
+    metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
+    depth: bool  # residual branches are left out whole instead: False
+
+
+class PlanOptions(Choices, total=False):
+    """What a plan may be asked for, besides the share that remains and the data."""
+
+    width: float | None  # instead of `keep`: the share of positions that every chosen group keeps
+    of: Target  # what `keep` is a share of: "params" (default) or "macs"
+    round_to: int  # counts are multiples of this: 1 by default
+    keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
+    uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
+    inexact: bool  # also groups that a normalisation or softmax runs over: False by default
+    seed: int
+    progress: Progress | None
+
+
+# What has no effect where a plan is one of ranks, or of depth, and what it is then.
+_IDLE: dict[str, tuple[str, ...]] = {
+    "metric": ("depth", "streams", "subspace", "inexact", "width"),
+    "depth": ("streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
+}
+
+
+def check_options(options: PlanOptions) -> None:
+    """Returns if every option has a value that it may have, and none is idle.
+
+    Raises:
+        InputError: else.
+    """
+    _known("target", options.get("of", "params"), ("params", "macs"))
+    _known("importance", options.get("importance", "magnitude"), IMPORTANCES)
+    _known("budget", options.get("budget", "uniform"), BUDGETS)
+    _known("metric", options.get("metric"), (None, *METRICS))
+    round_to = options.get("round_to", 1)
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to must be a whole number of at least 1, got {round_to}")
+    kind = "metric" if options.get("metric") is not None else "depth" if options.get("depth") else None
+    if kind is not None:
+        _refuse_idle(kind, dict(options))
+
+
+def _known(what: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        listed = ", ".join(str(c) for c in choices if c is not None)
+        raise InputError(f"unknown {what} {value!r}", remedy=f"choose one of {listed}")
+
+
+def _refuse_idle(kind: str, options: dict[str, Any]) -> None:
+    idle = [name for name in _IDLE[kind] if options.get(name)]
+    idle += ["importance"] * (options.get("importance", "magnitude") != "magnitude")
+    budgets = ("uniform", "global") if kind == "metric" else ("uniform",)
+    idle += ["budget"] * (options.get("budget", "uniform") not in budgets)
+    idle += ["round_to"] * (kind == "depth" and options.get("round_to", 1) != 1)
+    if idle:
+        what = "ranks are chosen" if kind == "metric" else "residual branches are left out"
+        raise InputError(f"{', '.join(idle)}: no effect where {what}", remedy="leave it out, or choose another method")
+
+
+def patterns(given: Sequence[str] | str | None) -> list[str] | None:
+    """A pattern or several as a list."""
+    return None if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def matches_weight(name: str, rank: int, pattern: str) -> bool:
+    """Whether a pattern means a weight: by its name, or by one of its dimensions as `name[0]`."""
+    escaped = pattern.replace("[", "[[]")
+    return any(fnmatch.fnmatchcase(n, escaped) for n in (name, *(f"{name}[{d}]" for d in range(rank))))
+
+
+def uncounted_names(analysis: Analysis, given: Sequence[str]) -> frozenset[str]:
+    """The weights that a share does not count.
+
+    Raises:
+        InputError: a pattern matches no weight, or nothing would be counted.
+    """
+    info = analysis.program.info
+    found: set[str] = set()
+    for pattern in given:
+        own = {n for n, w in info.items() if matches_weight(n, len(w.shape), pattern)}
+        if not own:
+            raise InputError(
+                f"uncounted: {pattern!r} matches no weight", remedy="`fxslim groups MODEL` shows the weights' names"
+            )
+        found |= own
+    if found and not any(w.trainable and n not in found for n, w in info.items()):
+        raise InputError("uncounted: no weight is left to count", remedy="give fewer patterns")
+    return frozenset(found)

@@ -95,8 +95,9 @@ def matches_weight(name: str, rank: int, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(n, escaped) for n in (name, *(f"{name}[{d}]" for d in range(rank))))
 
 
-def uncounted_names(analysis: Analysis, given: Sequence[str]) -> frozenset[str]:
-    """The weights that a share does not count.
+def uncounted_names(analysis: Analysis, given: Sequence[str], original: Analysis | None = None) -> frozenset[str]:
+    """The weights that a share does not count: those that the patterns match in the program, or in the `original` that
+    it was prepared from.
 
     Raises:
         InputError: a pattern matches no weight, or nothing would be counted.
@@ -105,7 +106,8 @@ def uncounted_names(analysis: Analysis, given: Sequence[str]) -> frozenset[str]:
     found: set[str] = set()
     for pattern in given:
         own = {n for n, w in info.items() if matches_weight(n, len(w.shape), pattern)}
-        if not own:
+        before = {} if original is None else original.program.info
+        if not own and not any(matches_weight(n, len(w.shape), pattern) for n, w in before.items()):
             raise InputError(
                 f"uncounted: {pattern!r} matches no weight", remedy="`fxslim groups MODEL` shows the weights' names"
             )

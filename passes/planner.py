@@ -136,7 +136,7 @@ def _wide(
     try:
         work = _Planner(opened, keep, batches, options, original=analysis)
         work.counts()
-    except PlanError as error:
+    except (PlanError, InputError) as error:  # of a weight that is folded away; the closed program raises the others
         return None, [f"residual streams stay closed: {error.what}"]
     return work, []
 
@@ -156,7 +156,8 @@ class _Planner:
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
         self.subspace = options.get("subspace", False)
         self.uncounted = patterns(options.get("uncounted", ())) or []
-        self.costs = self._costs(analysis, self._costs(original) if original is not None else None)
+        before = None if original is None else CostModel(original.axes, uncounted_names(original, self.uncounted))
+        self.costs = CostModel(analysis.axes, uncounted_names(analysis, self.uncounted, original), before)
         self._check()
         self.chosen, self.notes = choose_groups(
             analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact
@@ -176,9 +177,6 @@ class _Planner:
         self.found: Survey | None = None
         self.kept: dict[Axis, int] = {}
         self.expected = 0.0  # the sum of all losses, in units of the output's divergence
-
-    def _costs(self, analysis: Analysis, original: CostModel | None = None) -> CostModel:
-        return CostModel(analysis.axes, uncounted_names(analysis, self.uncounted), original)
 
     def _check(self) -> None:
         if (self.keep is None) == (self.width is None):

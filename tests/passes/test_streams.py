@@ -13,7 +13,7 @@ from fxslim.api import apply_plan, compress, make_plan, prove
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
 from fxslim.graph.costs import CostModel
-from fxslim.graph.errors import PlanError
+from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.bases import change_bases
 from fxslim.passes.plan import Plan
@@ -217,3 +217,14 @@ def test_a_stream_is_opened_only_where_less_is_lost(groups: list[str] | None) ->
     plan = make_plan(analysis, 0.9, streams=True, calibration=batches, **options)  # type: ignore[arg-type]
     closed = make_plan(analysis, 0.9, calibration=batches, **options)  # type: ignore[arg-type]
     assert plan.prepare == () and [c.kept for c in plan.cuts] == [c.kept for c in closed.cuts]
+
+
+def test_patterns_may_mean_weights_that_are_folded_away() -> None:
+    analysis, batches = narrow()
+    options = {"importance": "obs", "subspace": True, "budget": "global", "streams": True, "calibration": batches}
+    plan = make_plan(analysis, 0.5, uncounted=["norms.*", "table*"], **options)  # type: ignore[arg-type]
+    assert plan.prepare == ("fold-norms",)
+    fixed = make_plan(analysis, 0.7, keep_fixed=["norms.0.weight"], **options)  # type: ignore[arg-type]
+    assert fixed.prepare == () and any("stay closed" in note for note in fixed.notes)
+    with pytest.raises(InputError, match="'typo' matches no"):
+        make_plan(analysis, 0.5, uncounted=["typo"], **options)  # type: ignore[arg-type]

@@ -71,12 +71,14 @@ def make_plan(
 
 
 def prepare(program: Program | Analysis, passes: Sequence[str] = ALWAYS) -> Program:
-    """The program after passes that preserve its numerics and open it to more cuts.
+    """The program after passes that open it to more cuts. All preserve its numerics but for `drop-branches`.
 
     `fold-constants` computes once what depends on weights alone (weight normalisation); `split-fused` splits
     projections that compute q, k and v in one product, so that V alone can be cut;
     `factorise{weights=a.weight+b.weight}` makes each weight [n, k] a pair [r, k], [n, r] with r = min(n, k), whose
-    inner axis (kind `rank`) can be cut. A plan for the result repeats them.
+    inner axis (kind `rank`) can be cut; `fold-norms` leaves norms nothing but their statistic, so that residual streams
+    can be rotated; `drop-branches{adds=add_1+add_5}` leaves residual branches out whole. A plan for the result repeats
+    them.
 
     Raises:
         InputError: there is no such pass, its text is malformed, or a weight cannot be factorised.

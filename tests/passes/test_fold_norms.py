@@ -250,9 +250,17 @@ def test_the_mean_of_an_input_is_not_taken_off(start: Callable[..., Tensor], ana
     assert float((wanted - got).abs().max()) <= EXACT * float(wanted.abs().max())
 
 
-def test_a_norm_without_weights_on_an_input_stays_right(analyse: Analyse) -> None:
-    model = nn.Sequential(nn.LayerNorm(D, elementwise_affine=False), nn.Linear(D, 3, bias=False))
-    before, after = opened(model, analyse, torch.randn(5, D, dtype=torch.float64) + 3)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(
+            lambda: nn.Sequential(nn.LayerNorm(D, elementwise_affine=False), nn.Linear(D, 3, bias=False)), id="linear"
+        ),
+        pytest.param(lambda: nn.LayerNorm(D), id="alone"),  # found by the fuzzer, seed 42430
+    ],
+)
+def test_a_norm_on_an_input_stays_right(model: Callable[[], nn.Module], analyse: Analyse) -> None:
+    before, after = opened(model(), analyse, torch.randn(5, D, dtype=torch.float64) + 3)
     assert_same(before, after)
 
 

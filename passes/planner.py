@@ -33,6 +33,9 @@ from fxslim.passes.survey import Survey, fitted, leading, probe, survey
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
 
+_STREAM = "residual stream"  # as a kind of groups
+
+
 @dataclass(frozen=True)
 class Planned:
     """A plan, the analysis that it applies to (its subspaces in their bases), and the restoration that choosing brought
@@ -112,6 +115,9 @@ def _with_streams(
     wide, why = _wide(analysis, keep, batches, options)
     if wide is not None and wide.budget != "global":
         return wide.planned(wide.kept)
+    if wide is None and patterns(options.get("groups")) == [_STREAM]:
+        said = why[0] if why else "something else than norms and linear maps touches each, or there is none"
+        raise PlanError(f"no residual stream of the model can be cut: {said}", remedy="try --method best")
     narrow = _Planner(analysis, keep, batches, options, known=None if wide is None else wide.found)
     narrow.notes += why
     if wide is None or not wide.cuts_streams():

@@ -228,3 +228,10 @@ def test_patterns_may_mean_weights_that_are_folded_away() -> None:
     assert fixed.prepare == () and any("stay closed" in note for note in fixed.notes)
     with pytest.raises(InputError, match="'typo' matches no"):
         make_plan(analysis, 0.5, uncounted=["typo"], **options)  # type: ignore[arg-type]
+
+
+def test_a_model_without_a_stream_says_so() -> None:
+    x = torch.randn(4, 6)
+    analysis = analyze(capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (x,)))
+    with pytest.raises(PlanError, match="no residual stream of the model can be cut"):
+        make_plan(analysis, 0.7, subspace=True, streams=True, groups=("residual stream",), calibration=[(x,)])

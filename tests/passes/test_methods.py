@@ -196,7 +196,9 @@ def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
         "by outliers": "outliers",
         "least squares": "least-squares",
     }  # fmt: skip
-    said = {name: tuple(words.get(cell.strip(), cell.strip()) for cell in cells) for name, *cells in rows}
+    said: dict[str, tuple[object, ...]] = {}
+    for name, *cells in rows:  # the first table is that of the settings
+        said.setdefault(name, tuple(words.get(cell.strip(), cell.strip()) for cell in cells))
     single = {n for n, m in METHODS.items() if m.metric is None and not m.depth}
     assert {n: said[n] for n in said.keys() & single} == {
         n: (m.importance, m.subspace, m.budget, m.restore, m.streams) for n, m in METHODS.items() if n in single

@@ -107,7 +107,7 @@ RULES: dict[str, tuple[str, str]] = {
     "aten.linalg_svd.default": ("ba m n -> ba m u, ba k, ba v n | fixed m n u k v", "permutation"),
     "aten.linalg_svdvals.default": ("ba m n -> ba k | fixed m n k", "permutation"),
     "aten.linalg_vecdot.default": ("a b c, a b c -> a b | permutation a b", "general"),
-    "aten.linalg_vector_norm.default": ("a b c -> a c", "permutation"),
+    "aten.linalg_vector_norm.default": ("a b c -> a c | orthogonal b", "permutation"),
     "aten.linear.default": ("ba bb k, n k, n -> ba bb n | permutation ba bb", "general"),
     "aten.linspace.default": ("-> a | fixed a", "permutation"),
     "aten.log.default": ("a b -> a b", "permutation"),

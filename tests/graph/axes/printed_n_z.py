@@ -23,7 +23,7 @@ RULES: dict[str, tuple[str, str]] = {
     "aten.nonzero_numpy.default": ("x0a x0b -> y0a, y1a | fixed x0a x0b y0a y1a", "permutation"),
     "aten.nonzero_static.default": ("x0a x0b -> y0a y0b | fixed x0a x0b y0a y0b", "permutation"),
     "aten.norm.Scalar": ("a b -> ()", "permutation"),
-    "aten.norm.ScalarOpt_dim": ("a b c -> a c", "permutation"),
+    "aten.norm.ScalarOpt_dim": ("a b c -> a c | orthogonal b", "permutation"),
     "aten.norm.ScalarOpt_dim_dtype": ("a b -> a", "permutation"),
     "aten.norm.ScalarOpt_dtype": ("a b -> ()", "permutation"),
     "aten.normal.Tensor_Tensor": ("a b, a b -> a b | fixed a b", "permutation"),

@@ -68,6 +68,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "aten.rms_norm.default",
         "not orthogonal da",
     ): "a permutation is a rotation: the mutant claims less, nothing wrong",
+    **{
+        (op, f"not orthogonal {letter}"): "a permutation is a rotation: the mutant claims less, nothing wrong"
+        for op in ("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
+        for letter in "abc"
+    },
     ("aten.split.Tensor", "not fixed c1"): "see CAUTION",
     ("aten.chunk.default", "not fixed c2"): "see CAUTION",
     ("aten.split.Tensor", "swap c0 c1 in 0"): "equal pieces that are never sliced",

@@ -74,6 +74,16 @@ def train(model: DigitsResNet, images: torch.Tensor, labels: torch.Tensor, epoch
             print(f"epoch {epoch + 1} loss {total / len(images):.4f}", flush=True)
 
 
+def save_data(
+    out: Path, training: tuple[torch.Tensor, torch.Tensor], held_out: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Leaves `calib.npz`, some of the training images, and `valid.npz`, all held-out ones."""
+    (images, labels), (held_images, held_labels) = training, held_out
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATION_IMAGES]
+    np.savez_compressed(out / "calib.npz", x=images[chosen].numpy(), labels=labels[chosen].numpy())
+    np.savez_compressed(out / "valid.npz", x=held_images.numpy(), labels=held_labels.numpy())
+
+
 def main() -> None:
     """Trains, saves, reads back what was saved and states the accuracy of that."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,9 +108,7 @@ def main() -> None:
         "protocol": f"{len(held_images)} held-out images of valid.npz, one fifth of each class",
     }
     config = {"model_type": "digits-resnet", **CONFIG}
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATION_IMAGES]
-    np.savez_compressed(out / "calib.npz", x=images[chosen].numpy(), labels=labels[chosen].numpy())
-    np.savez_compressed(out / "valid.npz", x=held_images.numpy(), labels=held_labels.numpy())
+    save_data(out, (images, labels), (held_images, held_labels))
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))

@@ -13,11 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train_digits_resnet import BATCH, CALIBRATION_IMAGES, SEED, digits, shifted
+from train_digits_resnet import BATCH, SEED, digits, save_data, shifted
 
 import fxslim
 
@@ -104,9 +103,7 @@ def main() -> None:
     }
     program = fxslim.capture(model.eval(), (images[:8],), dynamic_shapes=({0: "batch"},))
     fxslim.save(program, options.out)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATION_IMAGES]
-    np.savez_compressed(options.out / "calib.npz", x=images[chosen].numpy(), labels=labels[chosen].numpy())
-    np.savez_compressed(options.out / "valid.npz", x=held_images.numpy(), labels=held_labels.numpy())
+    save_data(options.out, (images, labels), (held_images, held_labels))
     (options.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=2))
 

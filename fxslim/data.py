@@ -134,7 +134,7 @@ def _generated(program: Program, specs: tuple[InputSpec, ...], options: _Options
     for number, batch in enumerate(inputs):
         check(batch, specs, f"generated batch {number}")
     described = f"{rows} windows of {window} tokens that the model wrote with seed {options.seed}"
-    hashed = digest(value for batch in inputs for value in batch)
+    hashed = digest(inputs)
     return Batches(tuple(s.name for s in specs), inputs, None, rows, rows * window, GENERATED, hashed, described)
 
 
@@ -267,7 +267,7 @@ def _from_objects(data: Iterable[Any], specs: tuple[InputSpec, ...], options: _O
     labels = tuple(item[LABELS] for item in chosen) if all(with_labels) else None
     rows = sum(_rows(batch[0]) for batch in inputs)
     described = f"{len(chosen)} of {len(items)} batches from memory, {rows} rows"
-    hashed = digest((*(tensor for batch in inputs for tensor in batch), *(labels or ())))
+    hashed = digest((*inputs, labels or ()))
     return Batches(tuple(s.name for s in specs), inputs, labels, rows, 0, "memory", hashed, described)
 
 

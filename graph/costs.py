@@ -57,6 +57,15 @@ class CostModel:
         """What shares are taken of: the parameters or MACs of the program as it came."""
         return self.original.of(target)
 
+    def change(self, after: CostModel | None = None, counts: Mapping[Axis, int] | None = None) -> dict[str, list[int]]:
+        """Parameters, MACs and bytes: those of the program as it came, and of `after` (this one) under `counts`."""
+        before, slim = self.original, after or self
+        return {
+            "params": [before.params(), slim.params(counts)],
+            "macs": [before.macs(), slim.macs(counts)],
+            "bytes": [before.bytes(), slim.bytes(counts)],
+        }
+
     def _product(self, dims: tuple[Expr, ...], counts: Mapping[Axis, int] | None) -> int:
         total = 1
         for expr in dims:

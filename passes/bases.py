@@ -42,7 +42,7 @@ def in_bases(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor]]
             f"the plan keeps a subspace of {missing[0]!r}, whose basis comes from calibration data",
             remedy="give `calibration=` (--calibration FILE): the data that the plan was made with",
         )
-    if plan.options.get("data") not in (None, digest(value for batch in batches or () for value in batch)):
+    if plan.options.get("data") not in (None, digest(batches or ())):
         raise InputError(
             "the calibration data is not what the plan was made with: the bases of its subspaces would be others",
             remedy="give the same file, samples, window and seed, or make a new plan",

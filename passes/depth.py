@@ -45,17 +45,13 @@ def plan_depth(
         raise PlanError(f"keep={keep:g} of the {of} cannot be met by leaving branches out", remedy="ask for more")
     slim = _without(analysis, ranked[:count])
     after = CostModel(slim.axes, uncounted)
-    predicted = {
-        "params": [costs.params(), after.params()], "macs": [costs.macs(), after.macs()],
-        "bytes": [costs.bytes(), after.bytes()],
-    }  # fmt: skip
     notes = [f"{name} is left out: influence {found[name]:.4f}" for name in ranked[:count]]
     share = after.of(of) / costs.of(of)
     if share < keep - TOLERANCE:
         notes.append(f"{share:.1%} of the {of} remain: a whole branch is the smallest step")
     options: dict[str, Any] = {"keep": keep, "of": of, "depth": True, "uncounted": sorted(uncounted)}
     program = slim.program
-    return Plan(program.fingerprint(), (), options, predicted, tuple(notes), preparations_of(program)), slim
+    return Plan(program.fingerprint(), (), options, costs.change(after), tuple(notes), preparations_of(program)), slim
 
 
 def _fewest(

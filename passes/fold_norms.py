@@ -52,11 +52,8 @@ class FoldNorms(Pass):
 
     def apply(self, analysis: Analysis) -> PassResult:
         """The program with plain norms; the same where no stream is found."""
-        streams = find_streams(analysis.axes, weight_like(analysis.program.graph))
-        if not streams:
-            return PassResult(analysis.program.clone(), Rewriter(analysis.program, self.name).edits)
         first = Rewriter(analysis.program, self.name)
-        for stream in streams:
+        for stream in find_streams(analysis.axes, weight_like(analysis.program.graph)):
             _Affines(analysis, first, stream).fold()
         first.sweep()
         plain = analyze(first.program)
@@ -128,7 +125,7 @@ class _Affines:
 
     def _readers(self, source: fx.Node, user: fx.Node) -> list[Consumer] | None:
         """The linear maps that a use of the value comes to, or None where it comes to something else as well."""
-        if user.target in _MOVES and self._keeps_last(source, user):
+        if user.target in _MOVES and self._keeps_last(user):
             found = [self._readers(user, u) for u in user.users]
             return None if any(f is None for f in found) else [r for f in found if f is not None for r in f]
         if user not in self.analysis.axes.calls:
@@ -139,16 +136,17 @@ class _Affines:
         tied = self.analysis.program.info[consumer.weight].aliases
         return None if tied or consumer.features != (self.stream.axis,) or consumer.window != 1 else [consumer]
 
-    def _keeps_last(self, source: fx.Node, user: fx.Node) -> bool:
+    def _keeps_last(self, user: fx.Node) -> bool:
         """Whether the axis stays whole: a part of it would need a part of the scale."""
         lies = holders(self.analysis.axes.dims(user), self.stream.axis)
         return len(lies) == 1 and self.analysis.axes.dims(user)[lies[0]] == (self.stream.axis,)
 
     def _takes(self, consumer: Consumer, shift: Tensor | None) -> bool:
-        """Whether a map can take a shift: it has a bias of its own, or room for one."""
-        if shift is None or consumer.bias is not None:
-            return consumer.node.target not in _convolutions() or shift is None
-        return consumer.node.target is aten.linear.default and Call(consumer.node).arg("bias") is None
+        """Whether a map can take a shift: it has a bias of its own, or room for one. Padding stands before a
+        convolution's."""
+        linear = consumer.node.target is aten.linear.default
+        own = consumer.bias is not None and (linear or consumer.node.target is aten.addmm.default)
+        return shift is None or own or (linear and Call(consumer.node).arg("bias") is None)
 
     def _absorb(self, consumer: Consumer, scale: Tensor, shift: Tensor | None) -> None:
         program = self.rewriter.program
@@ -194,10 +192,6 @@ class _Affines:
             if tables and on_stream and not reads and node not in self.roots and node.users:
                 found.append(node)
         return found
-
-
-def _convolutions() -> tuple[object, ...]:
-    return (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 
 
 def _plain_statistics(analysis: Analysis, rewriter: Rewriter, stream: Stream) -> None:

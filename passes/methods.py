@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from fxslim.graph.axes.roles import STREAM
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
 from fxslim.passes.importance import BY_DATA, Importance
@@ -64,7 +65,7 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
         "modegpt": Settings("obs", True, "uniform", "least-squares"),
         # SliceGPT (Ashkboos 2024, arXiv 2401.15024) with one rotation for each stream, not for each block.
-        "pca": Settings("magnitude", True, "uniform", "none", streams=True, groups=("residual stream",)),
+        "pca": Settings("magnitude", True, "uniform", "none", streams=True, groups=(STREAM,)),
         # The truncated singular value decomposition of the weights alone; needs no data.
         "svd": Settings("magnitude", False, "uniform", "none", metric="plain"),
         # ASVD (Yuan 2023, arXiv 2312.05821), one share for all weights in the place of its search.

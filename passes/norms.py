@@ -74,7 +74,8 @@ def last_axis(axes: Axes, node: fx.Node) -> Axis | None:
 
 
 def _statistic(axes: Axes, node: fx.Node) -> Statistic | None:
-    if node.meta["val"].dtype not in _SINGLE if isinstance(node.meta.get("val"), torch.Tensor) else True:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype not in _SINGLE:
         return None  # half precision: a sum of squares overflows where the norm's own kernel does not
     call = Call(node)
     if node.target in (aten.layer_norm.default, aten.rms_norm.default):

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.roles import STREAM
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel
@@ -27,13 +28,10 @@ from fxslim.passes.prepare import preparations_of, prepare
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
 from fxslim.passes.statistics import digest
-from fxslim.passes.subspaces import Subspace, find_subspaces
-from fxslim.passes.survey import Survey, fitted, leading, probe, survey
+from fxslim.passes.subspaces import Subspace, find_subspaces, leading
+from fxslim.passes.survey import Survey, fitted, probe, survey
 
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
-
-
-_STREAM = "residual stream"  # as a kind of groups
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _with_streams(
     wide, why = _wide(analysis, keep, batches, options)
     if wide is not None and wide.budget != "global":
         return wide.planned(wide.kept)
-    if wide is None and patterns(options.get("groups")) == [_STREAM]:
+    if wide is None and patterns(options.get("groups")) == [STREAM]:
         said = why[0] if why else "something else than norms and linear maps touches each, or there is none"
         raise PlanError(f"no residual stream of the model can be cut: {said}", remedy="try --method best")
     narrow = _Planner(analysis, keep, batches, options, known=None if wide is None else wide.found)
@@ -293,7 +291,7 @@ class _Planner:
         masks, restoration = self._choose(analysis, groups, number, first)
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         plan = Plan(
-            self.analysis.program.fingerprint(), cuts, self._options(), _predicted(self.costs, counts),
+            self.analysis.program.fingerprint(), cuts, self._options(), self.costs.change(counts=counts),
             tuple(self.notes), preparations_of(self.analysis.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
@@ -333,13 +331,5 @@ class _Planner:
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,
             "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed, "uncounted": self.uncounted,
-            "data": digest(v for batch in self.batches for v in batch) if self.subspaces and self.batches else None,
+            "data": digest(self.batches) if self.subspaces and self.batches else None,
         }  # fmt: skip
-
-
-def _predicted(costs: CostModel, counts: Mapping[Axis, int]) -> dict[str, Any]:
-    return {
-        "params": [costs.original.params(), costs.params(counts)],
-        "macs": [costs.original.macs(), costs.macs(counts)],
-        "bytes": [costs.original.bytes(), costs.bytes(counts)],
-    }

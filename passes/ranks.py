@@ -21,7 +21,7 @@ from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
 from fxslim.passes.restore import Progress
 from fxslim.passes.statistics import digest
-from fxslim.passes.stream_curve import leading
+from fxslim.passes.subspaces import leading
 from fxslim.passes.survey import Survey
 
 __all__ = ["plan_ranks"]
@@ -69,7 +69,8 @@ def plan_ranks(
     chosen = work.choose(candidates, keep, budget) if keep < 1 else {}
     options = {
         "keep": keep, "of": of, "metric": metric, "budget": budget, "round_to": round_to, "groups": groups,
-        "keep_fixed": list(keep_fixed), "uncounted": sorted(uncounted), "data": work.digest(),
+        "keep_fixed": list(keep_fixed), "uncounted": sorted(uncounted),
+        "data": digest(batches) if batches and metric != "plain" else None,
     }  # fmt: skip
     return work.planned(chosen, options)
 
@@ -174,12 +175,7 @@ class _Ranks:
         cuts = tuple(
             Cut.from_mask(pair.group, leading(pair.group, ranks[name]), subspace=True) for name, pair in pairs.items()
         )
-        slim = CostModel(opened.axes, self.costs.uncounted)
-        predicted = {
-            "params": [self.costs.params(), slim.params(counts)],
-            "macs": [self.costs.macs(), slim.macs(counts)],
-            "bytes": [self.costs.bytes(), slim.bytes(counts)],
-        }  # fmt: skip
+        predicted = self.costs.change(CostModel(opened.axes, self.costs.uncounted), counts)
         whole = [n for n in self.considered if n not in ranks] if ranks else []
         notes = [f"{name} stays whole: no rank below its break-even is enough" for name in whole]
         share = predicted[self.of][1] / predicted[self.of][0]
@@ -188,10 +184,6 @@ class _Ranks:
         program = opened.program
         plan = Plan(program.fingerprint(), cuts, options, predicted, tuple(notes), preparations_of(program))
         return plan, change_bases(opened, found, tuple(found.bases))
-
-    def digest(self) -> str | None:
-        """The hash of the data that the bases come from."""
-        return None if self.metric == "plain" or not self.batches else digest(v for b in self.batches for v in b)
 
 
 def _by_share(candidates: Sequence[_Candidate], removed: float, round_to: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ Between stops only the values that are still needed are alive.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -58,10 +59,10 @@ class SecondMoment:
         return (squares - sums.square() / max(1, self.count)).clamp(min=0)
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """A hash of data: values, shapes and types."""
+def digest(batches: Iterable[Iterable[Tensor]]) -> str:
+    """A hash of data: values, shapes and types of all tensors of all batches."""
     result = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in itertools.chain.from_iterable(batches):
         result.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         result.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return result.hexdigest()

@@ -16,16 +16,12 @@ from fxslim.passes.basis import Basis
 from fxslim.passes.consumers import Consumer
 from fxslim.passes.refit import refit
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.subspaces import leading
 
-__all__ = ["SHARES", "Readers", "interpolated", "leading"]
+__all__ = ["SHARES", "Readers", "interpolated"]
 
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.25)  # of the stream, at which its effect is measured
 _RIDGE = 1e-4
-
-
-def leading(group: Group, count: int) -> Tensor:
-    """The first `count` positions of every row: [*batch, size] bool."""
-    return (torch.arange(group.size) < count).expand(group.shape).clone()
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import CallAxes
@@ -18,7 +19,7 @@ from fxslim.graph.errors import AnalysisError
 from fxslim.graph.program import bind_symbols
 from fxslim.passes.statistics import CalibrationWalk
 
-__all__ = ["Gathered", "Side", "Subspace", "find_subspaces", "gather_at"]
+__all__ = ["Gathered", "Side", "Subspace", "find_subspaces", "gather_at", "leading"]
 
 
 @dataclass(frozen=True)
@@ -155,3 +156,8 @@ def gather_at(
             symbols = bind_symbols(analysis.program, batches[index])
             found.add(side, moment(value, dims, group.axis, group.batch, side.dim, symbols))
     return len(sides)
+
+
+def leading(group: Group, count: int) -> Tensor:
+    """The first `count` coordinates, which matter most, of every row: [*batch, size] bool."""
+    return (torch.arange(group.size) < count).expand(group.shape).clone()

@@ -26,10 +26,10 @@ from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.restore import Progress
 from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
-from fxslim.passes.stream_curve import Readers, interpolated, leading
-from fxslim.passes.subspaces import Gathered, Subspace, gather_at
+from fxslim.passes.stream_curve import Readers, interpolated
+from fxslim.passes.subspaces import Gathered, Subspace, gather_at, leading
 
-__all__ = ["Curve", "Survey", "fitted", "leading", "probe", "survey"]
+__all__ = ["Curve", "Survey", "fitted", "probe", "survey"]
 
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
 _SMALLEST = 16  # selection is followed down to this part of a group

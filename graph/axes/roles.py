@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from fxslim.graph.axes.analysis import CallAxes
     from fxslim.graph.axes.groups import Site
 
-__all__ = ["KINDS", "Role", "classify"]
+__all__ = ["KINDS", "STREAM", "Role", "classify"]
 
 aten = torch.ops.aten
 
+STREAM = "residual stream"
 KINDS = (
     "neurons", "channels", "heads", "key-value heads", "value dims", "query-key dims", "rotary pairs",
-    "recurrent units", "residual stream",
+    "recurrent units", STREAM,
     "rank", "kernel window", "features",
 )  # fmt: skip
 
@@ -70,7 +71,7 @@ class Role(Enum):
         if Role.VALUE in uses:
             return "value dims"
         if Role.NORMALISED in uses or (summed and roles.count("produces") > 1):
-            return "residual stream"
+            return STREAM
         if "produces" in roles and "consumes" in roles:
             return "rank" if symmetry is Symmetry.GENERAL else "neurons"
         return "features"

@@ -31,6 +31,7 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.opening import open_model, prepared
 from fxslim.passes.methods import METHODS, settings
+from fxslim.passes.survey import Survey
 from fxslim.sources import Source
 
 WINDOW = 256
@@ -46,6 +47,7 @@ def main() -> int:
     analysis = prepared(source.program)
     text = (Path(options.model) / "calib.txt").exists()
     valid = _valid(options, source, text)
+    surveys: dict[str, Survey] = {}  # one serves all shares: `seconds` of the first of them counts it
     known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
     done = {(r["model"], r["method"], float(r["removed"]), int(r["seed"]), int(r["calibration"])) for r in known}
     name = Path(options.model).name.removeprefix("bundled:")
@@ -54,7 +56,7 @@ def main() -> int:
         for seed in options.seeds if method != "dense" else options.seeds[:1]:
             if (name, method, removed, seed, options.calibration) in done:
                 continue
-            row = _measure(options, source, analysis, valid, method, removed, seed, text)
+            row = _measure(options, source, analysis, valid, method, removed, seed, text, surveys)
             known.append({**row, "model": name})
             write_rows(options.out, known, COLUMNS)
             print(" ".join(f"{k}={v}" for k, v in known[-1].items()), flush=True)
@@ -91,7 +93,7 @@ def valid_windows(model: str, source: Source, windows: int) -> Batches:
 
 def _measure(
     options: argparse.Namespace, source: Source, analysis: Analysis, valid: Batches, method: str, removed: float,
-    seed: int, text: bool,
+    seed: int, text: bool, surveys: dict[str, Survey],
 ) -> dict[str, Any]:  # fmt: skip
     program = analysis.program
     outside = [n for n in program.info if text and not fnmatch.fnmatchcase(n, options.blocks)]
@@ -108,7 +110,7 @@ def _measure(
         start = time.perf_counter()
         plan, applied = compress(
             analysis, 1 - removed, of=options.of, restore=chosen.restore, uncounted=outside, calibration=calibration,
-            seed=seed, **chosen.options(),
+            seed=seed, surveys=surveys, **chosen.options(),
         )  # fmt: skip
         row["seconds"] = round(time.perf_counter() - start, 1)
         slim = applied.program

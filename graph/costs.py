@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.terms import Axis, Expr
 from fxslim.graph.program import bind_symbols
 
-__all__ = ["CostModel", "Target"]
+__all__ = ["CostModel", "LowRank", "Target"]
 
 Target = Literal["params", "macs"]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A weight that stands as a pair [r, k], [n, r] instead of [n, k]."""
+
+    outputs: int  # its dimension of size n
+    rank: int
 
 
 class CostModel:
@@ -31,27 +40,44 @@ class CostModel:
         self._uncounted = {name: trainable[name] for name in self.uncounted}
         self._bytes = {name: info[name].dtype.itemsize for name in nodes}
         self._buffers = {name: axes.dims(node) for name, node in nodes.items() if not info[name].trainable}
-        self._products: list[tuple[Expr, ...]] = []
+        self._products: list[tuple[tuple[Expr, ...], tuple[str, ...]]] = []  # of a call, and the weights it reads
         for call in axes.calls.values():
+            read = tuple(str(o.target) for o in call.operands if o.op == "get_attr")
             for letters in call.rule.costs:
-                self._products.append(tuple(axes.terms.resolve(call.letters[x]) for x in letters if x in call.letters))
+                dims = tuple(axes.terms.resolve(call.letters[x]) for x in letters if x in call.letters)
+                self._products.append((dims, read))
 
-    def params(self, counts: Mapping[Axis, int] | None = None) -> int:
+    def params(self, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None) -> int:
         """Trainable scalars, tied ones once."""
-        return sum(self._product(dims, counts) for dims in self._weights.values())
+        if not ranks:
+            return sum(self._product(dims, counts) for dims in self._weights.values())
+        return sum(
+            self._pair(dims, ranks[name], counts) if name in ranks else self._product(dims, counts)
+            for name, dims in self._weights.items()
+        )
 
-    def macs(self, counts: Mapping[Axis, int] | None = None) -> int:
+    def macs(self, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None) -> int:
         """Multiply-accumulate operations of linear maps, convolutions and attention, for the example's sizes."""
-        return sum(self._product(dims, counts) for dims in self._products)
+        total = 0
+        for dims, read in self._products:
+            macs = self._product(dims, counts)
+            name = next((n for n in read if n in ranks), None) if ranks else None
+            if name is not None and ranks is not None:  # once for each position of the output, as the weight was
+                weight = self._weights.get(name) or self._uncounted[name]
+                macs = macs // self._product(weight, counts) * self._pair(weight, ranks[name], counts)
+            total += macs
+        return total
 
     def bytes(self, counts: Mapping[Axis, int] | None = None) -> int:
         """Bytes of all weights and buffers in their own types."""
         every = {**self._weights, **self._uncounted, **self._buffers}
         return sum(self._product(dims, counts) * self._bytes[name] for name, dims in every.items())
 
-    def of(self, target: Target, counts: Mapping[Axis, int] | None = None) -> int:
-        """Parameters or MACs."""
-        return self.params(counts) if target == "params" else self.macs(counts)
+    def of(
+        self, target: Target, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None
+    ) -> int:
+        """Parameters or MACs, under given counts of axes, and with the weights named in `ranks` as pairs."""
+        return self.params(counts, ranks) if target == "params" else self.macs(counts, ranks)
 
     def whole(self, target: Target) -> int:
         """What shares are taken of: the parameters or MACs of the program as it came."""
@@ -65,6 +91,11 @@ class CostModel:
             "macs": [before.macs(), slim.macs(counts)],
             "bytes": [before.bytes(), slim.bytes(counts)],
         }
+
+    def _pair(self, dims: tuple[Expr, ...], pair: LowRank, counts: Mapping[Axis, int] | None) -> int:
+        """Scalars of the two weights that stand for one of `dims`."""
+        outputs = self._product((dims[pair.outputs],), counts)
+        return pair.rank * (outputs + self._product(dims, counts) // outputs)
 
     def _product(self, dims: tuple[Expr, ...], counts: Mapping[Axis, int] | None) -> int:
         total = 1

@@ -128,6 +128,11 @@ class MaskedEvaluator(Evaluator):
         self._symbols = bind_symbols(self.program, inputs)
         return env
 
+    def fork(self, other: MaskedEvaluator, env: Environment) -> Environment:
+        """An environment that goes on from that of another evaluator of the same program, and leaves it as it is."""
+        self._symbols = dict(other._symbols)
+        return dict(env)
+
     def compute(self, node: fx.Node, env: Environment) -> Any:
         """The value of one node. Sizes that depend on data are known from here on."""
         value = super().compute(node, env)

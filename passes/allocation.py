@@ -1,40 +1,54 @@
-"""Allocation: one global division of a budget over all groups, from what each costs at each size.
+"""Allocation: one global division of a budget over all groups and low ranks, from what each costs at each size.
 
-Every group offers its sizes with their losses; the least total loss within the budget is a knapsack. On the lower
-convex hulls of the curves the greedy order (least loss for each unit saved) is optimal up to the last step (Fox 1966).
+Every group offers its sizes with their losses, and every weight that may become a pair its ranks below the break-even;
+the least total loss within the budget is a knapsack. On the lower convex hulls of loss against cost the greedy order
+(least loss for each unit saved) is optimal up to the last step (Fox 1966).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Group
 from fxslim.graph.axes.terms import Axis
-from fxslim.graph.costs import CostModel, Target
+from fxslim.graph.costs import CostModel, LowRank, Target
 from fxslim.graph.errors import PlanError
 from fxslim.passes.budget import TOLERANCE, check_share, step_of
+from fxslim.passes.low_rank import Matrix
 
-__all__ = ["allocate"]
+__all__ = ["Allocation", "allocate"]
 
 _STEPS = 64  # sizes that a group offers at most
 
 
-def allocate(
-    groups: Sequence[Group], curves: Mapping[str, Tensor], keep: float, of: Target, costs: CostModel, round_to: int = 1
-) -> dict[Axis, int]:
-    """Counts at which at most the share `keep` of all parameters (or MACs) remains, at the least sum of losses.
+@dataclass(frozen=True)
+class Allocation:
+    """What remains: positions of every group, and ranks of the weights that become pairs, by name."""
 
-    `curves` are losses by group name: [size + 1].
+    counts: dict[Axis, int]
+    ranks: dict[str, LowRank]
+
+
+def allocate(
+    groups: Sequence[Group], curves: Mapping[str, Tensor], keep: float, of: Target, costs: CostModel,
+    round_to: int = 1, matrices: Sequence[Matrix] = (),
+) -> Allocation:  # fmt: skip
+    """What remains so that at most the share `keep` of all parameters (or MACs) does, at the least sum of losses.
+
+    `curves` are losses by name of the group [size + 1], or of the weight [full rank + 1].
 
     Raises:
         InputError: `keep` is not in (0, 1].
         PlanError: the target cannot be met; the message names the smallest share that can.
     """
     check_share(keep, "keep")
-    division = _Division(groups, curves, of, costs, round_to)
+    items = [_Item.of_group(g, curves[g.name], round_to) for g in groups]
+    items += [_Item.of_matrix(m, curves[m.weight], round_to) for m in matrices]
+    division = _Division(items, of, costs)
     division.shrink(keep)
     if division.now > (keep + TOLERANCE) * division.total:
         raise PlanError(
@@ -42,25 +56,69 @@ def allocate(
             f"{division.now / division.total:.4f} remains",
             remedy="ask for more, allow more groups (inexact ones), or use a smaller round_to",
         )
-    return division.counts
+    return Allocation(*division.state())
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What may become smaller: a group, or the rank of a weight."""
+
+    what: Axis | Matrix
+    curve: Tensor  # losses at every size
+    whole: int
+    unit: int
+    sizes: tuple[int, ...]  # that are offered, in descending order, the whole first
+
+    @staticmethod
+    def of_group(group: Group, curve: Tensor, round_to: int) -> _Item:
+        unit = step_of(group, round_to)
+        sizes = _thinned(range(unit, group.size, unit), curve)
+        return _Item(group.axis, curve, group.size, unit, (group.size, *sizes))
+
+    @staticmethod
+    def of_matrix(matrix: Matrix, curve: Tensor, round_to: int) -> _Item:
+        sizes = _thinned(range(round_to, matrix.largest + 1, round_to), curve)
+        return _Item(matrix, curve, matrix.size, round_to, (matrix.size, *sizes))
+
+    def above(self, size: int) -> int:
+        """The next larger size: beyond the largest rank that is worth a pair, the whole weight."""
+        more = size + self.unit
+        limit = self.what.largest if isinstance(self.what, Matrix) else self.whole
+        return more if more <= limit else self.whole
+
+
+def _thinned(sizes: range, curve: Tensor) -> list[int]:
+    """Some of many sizes, the smallest among them, with known losses: in descending order."""
+    stride = max(1, len(sizes) // _STEPS)
+    some = [n for i, n in enumerate(sizes) if (i + 1) % stride == 0 or i == 0]
+    return [n for n in reversed(some) if float(curve[n]) < float("inf")]
 
 
 class _Division:
-    """The counts on their way from whole groups down to a budget."""
+    """The sizes on their way from the whole down to a budget."""
 
-    def __init__(
-        self, groups: Sequence[Group], curves: Mapping[str, Tensor], of: Target, costs: CostModel, round_to: int
-    ) -> None:
-        self.groups, self.curves, self.of, self.costs = groups, [curves[g.name] for g in groups], of, costs
-        self.counts: dict[Axis, int] = {g.axis: g.size for g in groups}
+    def __init__(self, items: Sequence[_Item], of: Target, costs: CostModel) -> None:
+        self.items, self.of, self.costs = items, of, costs
+        self.sizes = [item.whole for item in items]
         self.total, self.now = costs.whole(of), costs.of(of)
-        self._units = [step_of(g, round_to) for g in groups]
-        self._hulls = [_hull(_offers(g, c, round_to), c) for g, c in zip(groups, self.curves, strict=True)]
-        self._queue: list[tuple[float, int, int]] = []  # price, number of the group, step on its hull
+        self._hulls = [self._hull(i) for i in range(len(items))]
+        self._queue: list[tuple[float, int, int]] = []  # price, number of the item, step on its hull
+
+    def state(self, index: int | None = None, size: int = 0) -> tuple[dict[Axis, int], dict[str, LowRank]]:
+        """Counts and ranks as they are, or with another size of one item."""
+        counts: dict[Axis, int] = {}
+        ranks: dict[str, LowRank] = {}
+        for i, item in enumerate(self.items):
+            own = size if i == index else self.sizes[i]
+            if isinstance(item.what, Axis):
+                counts[item.what] = own
+            elif own < item.whole:
+                ranks[item.what.weight] = LowRank(item.what.outputs, own)
+        return counts, ranks
 
     def shrink(self, keep: float) -> None:
-        """Takes the cheapest steps of all groups until the share `keep` is met, or none is left."""
-        for index in range(len(self.groups)):
+        """Takes the cheapest steps of all items until the share `keep` is met, or none is left."""
+        for index in range(len(self.items)):
             self._offer(index, 0)
         while self.now > keep * self.total and self._queue:
             _, index, step = heapq.heappop(self._queue)
@@ -68,10 +126,15 @@ class _Division:
             if self._queue and price > self._queue[0][0] * (1 + 1e-9):  # others were cut since: it saves less now
                 heapq.heappush(self._queue, (price, index, step))
                 continue
-            self.counts[self.groups[index].axis] = self._hulls[index][step + 1]
-            self.now = self.costs.of(self.of, self.counts)
+            if price < float("inf"):
+                self.sizes[index] = self._hulls[index][step + 1]
+                self.now = self._cost()
             self._offer(index, step + 1)
+        self._unpair()
         self._give_back(keep * self.total)
+
+    def _cost(self, index: int | None = None, size: int = 0) -> int:
+        return self.costs.of(self.of, *self.state(index, size))
 
     def _offer(self, index: int, step: int) -> None:
         if step + 1 < len(self._hulls[index]):
@@ -79,49 +142,48 @@ class _Division:
 
     def _price(self, index: int, step: int) -> float:
         """What the next smaller size loses for each unit that it saves."""
-        size, smaller = self._hulls[index][step : step + 2]
-        saved = self.now - self._cost_with(index, smaller)
-        lost = float(self.curves[index][smaller] - self.curves[index][size])
+        smaller, curve = self._hulls[index][step + 1], self.items[index].curve
+        saved = self.now - self._cost(index, smaller)
+        lost = float(curve[smaller] - curve[self.sizes[index]])
         return lost / saved if saved > 0 else float("inf")
 
-    def _cost_with(self, index: int, count: int) -> int:
-        return self.costs.of(self.of, {**self.counts, self.groups[index].axis: count})
+    def _unpair(self) -> None:
+        """Pairs that cost no less than their weights do, now that these are smaller, are weights again."""
+        for index, item in enumerate(self.items):
+            if isinstance(item.what, Matrix) and self.sizes[index] < item.whole:
+                cost = self._cost(index, item.whole)
+                if cost <= self.now:
+                    self.sizes[index], self.now = item.whole, cost
 
     def _give_back(self, budget: float) -> None:
         """Steps are coarse: what they saved too much goes back, always where one unit more regains most."""
-        while fitting := [f for i in range(len(self.groups)) if (f := self._regained(i, budget)) is not None]:
-            _, more, axis = max(fitting, key=lambda f: f[0])
-            self.counts[axis] = more
+        while fitting := [f for i in range(len(self.items)) if (f := self._regained(i, budget)) is not None]:
+            _, more, index = max(fitting)
+            self.sizes[index] = more
+        self.now = self._cost()
 
-    def _regained(self, index: int, budget: float) -> tuple[float, int, Axis] | None:
-        """What one unit more of a group regains, and its count then: None where it does not fit."""
-        group, curve = self.groups[index], self.curves[index]
-        count = self.counts[group.axis]
-        more = min(group.size, count + self._units[index])
-        if count == more or self._cost_with(index, more) > budget:
+    def _regained(self, index: int, budget: float) -> tuple[float, int, int] | None:
+        """What one unit more of an item regains, and its size then: None where it does not fit."""
+        item, size = self.items[index], self.sizes[index]
+        more = item.above(size)
+        if size == item.whole or self._cost(index, more) > budget:
             return None
-        return float(curve[count] - curve[more]), more, group.axis
+        return float(item.curve[size] - item.curve[more]), more, index
+
+    def _hull(self, index: int) -> list[int]:
+        """The sizes on the lower convex hull of loss against cost, everything else being whole."""
+        item = self.items[index]
+        cost = {size: self._cost(index, size) for size in item.sizes}
+        hull: list[int] = []
+        for size in item.sizes:
+            while len(hull) > 1 and _above(*((cost[s], float(item.curve[s])) for s in (hull[-2], hull[-1], size))):
+                hull.pop()
+            hull.append(size)
+        return hull
 
 
-def _offers(group: Group, curve: Tensor, round_to: int) -> list[int]:
-    """Sizes in descending order, the whole first: multiples of the rounding with known losses."""
-    unit = step_of(group, round_to)
-    stride = max(1, group.size // unit // _STEPS) * unit
-    sizes = [n for n in range(unit, group.size, unit) if n % stride == 0 or n == unit]
-    return [group.size, *(n for n in reversed(sizes) if float(curve[n]) < float("inf"))]
-
-
-def _hull(sizes: list[int], curve: Tensor) -> list[int]:
-    """The sizes on the lower convex hull of loss against size."""
-    hull: list[int] = []
-    for size in sizes:
-        while len(hull) > 1 and _above(hull[-2], hull[-1], size, curve):
-            hull.pop()
-        hull.append(size)
-    return hull
-
-
-def _above(a: int, b: int, c: int, curve: Tensor) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    line = float(curve[a]) + (float(curve[c]) - float(curve[a])) * (a - b) / (a - c)
-    return float(curve[b]) >= line
+def _above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
+    """Whether the point b (cost, loss) lies on or above the line from a to c."""
+    if a[0] == c[0]:
+        return b[1] >= c[1]
+    return b[1] >= a[1] + (c[1] - a[1]) * (a[0] - b[0]) / (a[0] - c[0])

@@ -18,15 +18,15 @@ from fxslim.graph.axes.terms import Expr, expr_size
 from fxslim.graph.axes.weights import weight_like
 from fxslim.graph.program import Program
 
-__all__ = ["CALLS", "Consumer", "at_several_depths", "consumer_of", "find_consumers"]
+__all__ = ["CALLS", "CONVOLUTIONS", "Consumer", "at_several_depths", "consumer_of", "find_consumers"]
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {
+CONVOLUTIONS = {
     aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3,
     aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3,
 }  # fmt: skip
 _TRANSPOSED = (aten.addmm.default, aten.mm.default, aten.matmul.default)  # the weight is stored [k, n]
-CALLS = frozenset({*_CONVOLUTIONS, *_TRANSPOSED, aten.linear.default})
+CALLS = frozenset({*CONVOLUTIONS, *_TRANSPOSED, aten.linear.default})
 """Operators whose calls can be consumers."""
 
 
@@ -69,7 +69,7 @@ class Consumer:
 
     def columns(self, x: Tensor) -> Tensor:
         """The inputs as [g, tokens, k]: unfolded windows for a convolution."""
-        rank = _CONVOLUTIONS.get(self.node.target)  # type: ignore[call-overload]
+        rank = CONVOLUTIONS.get(self.node.target)  # type: ignore[call-overload]
         if rank is None:
             return x.reshape(1, -1, x.shape[-1])
         return _unfold(x, Call(self.node), rank, self.blocks)
@@ -86,7 +86,7 @@ class Consumer:
     def window(self) -> int:
         """Columns that belong to one position of the input dimension: the size of a convolution's kernel, else 1."""
         weight = self.node.args[1]
-        if self.node.target not in _CONVOLUTIONS:
+        if self.node.target not in CONVOLUTIONS:
             return 1
         assert isinstance(weight, fx.Node)
         return int(torch.Size(weight.meta["val"].shape[2:]).numel())
@@ -172,7 +172,7 @@ def consumer_of(axes: Axes, node: fx.Node, weights: Container[fx.Node]) -> Consu
     """
     call = Call(node)
     names = list(call.arguments)
-    if node.target in _CONVOLUTIONS or node.target is aten.linear.default:
+    if node.target in CONVOLUTIONS or node.target is aten.linear.default:
         source, weight, bias = call.arg("input"), call.arg("weight"), call.arg("bias")
     elif node.target is aten.addmm.default:
         bias, source, weight = (call.arg(n) for n in names[:3])
@@ -192,10 +192,10 @@ def consumer_of(axes: Axes, node: fx.Node, weights: Container[fx.Node]) -> Consu
         return f"{node.name}: the weight {weight.target} is used in {len(weight.users)} places"
     if bias is not None and (bias.op != "get_attr" or len(bias.users) > 1):
         bias = None
-    dim = -1 if node.target not in _CONVOLUTIONS else source.meta["val"].dim() - _CONVOLUTIONS[node.target] - 1
-    blocks = int(call.arg("groups")) if node.target in _CONVOLUTIONS else 1
+    dim = -1 if node.target not in CONVOLUTIONS else source.meta["val"].dim() - CONVOLUTIONS[node.target] - 1
+    blocks = int(call.arg("groups")) if node.target in CONVOLUTIONS else 1
     features = axes.dims(source)[dim]
     name = None if bias is None else str(bias.target)
-    if weight.meta["val"].dim() != 2 and node.target not in _CONVOLUTIONS:
+    if weight.meta["val"].dim() != 2 and node.target not in CONVOLUTIONS:
         return f"{node.name}: a weight of {weight.meta['val'].dim()} dimensions"
     return Consumer(node, str(weight.target), name, source, features, blocks, node.target in _TRANSPOSED)

@@ -32,6 +32,7 @@ class Settings:
     subspace: bool
     budget: Budget
     restore: Restore | None  # None: by least squares where there is data
+    ranks: bool = False  # weights may become pairs of a low rank besides
     streams: bool = False  # residual streams are opened and cut in another basis
     groups: tuple[str, ...] | None = None  # only these kinds are cut
     depth: bool = False  # residual branches are left out whole instead
@@ -40,8 +41,8 @@ class Settings:
     def options(self) -> Choices:
         """What they say to a plan."""
         return {
-            "importance": self.importance, "subspace": self.subspace, "budget": self.budget, "streams": self.streams,
-            "groups": self.groups, "depth": self.depth, "metric": self.metric,
+            "importance": self.importance, "subspace": self.subspace, "budget": self.budget, "ranks": self.ranks,
+            "streams": self.streams, "groups": self.groups, "depth": self.depth, "metric": self.metric,
         }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ DEFAULT = "best"
 METHODS: Mapping[str, Settings] = MappingProxyType(
     {
         # This project's strongest measured combination.
-        "best": Settings("obs", True, "global", "least-squares", streams=True),
+        "best": Settings("obs", True, "global", "least-squares", ranks=True, streams=True),
         # FASP (Huawei 2025, arXiv 2501.09412).
         "fasp": Settings("fasp", False, "uniform", "least-squares"),
         # Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors: FASP's score, nothing restored.
@@ -116,5 +117,5 @@ def settings(
     streams = chosen.streams and (divided == "global" or chosen.groups is not None)
     return replace(
         chosen, importance=importance or chosen.importance, budget=divided, restore=restore or chosen.restore,
-        streams=streams,
+        ranks=chosen.ranks and divided == "global", streams=streams,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from fxslim.passes.budget import BUDGETS, Budget
 from fxslim.passes.importance import IMPORTANCES, Importance
 from fxslim.passes.pairs import METRICS, Metric
 from fxslim.passes.restore import Progress
+from fxslim.passes.survey import Survey
 
 __all__ = ["Choices", "PlanOptions", "check_options", "matches_weight", "patterns", "uncounted_names"]
 
@@ -23,6 +24,7 @@ class Choices(TypedDict, total=False):
     importance: Importance  # how positions are chosen: "magnitude" by default
     subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
     budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
+    ranks: bool  # weights may become pairs of a low rank where a global budget says so: False by default
     streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
@@ -40,12 +42,15 @@ class PlanOptions(Choices, total=False):
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     seed: int
     progress: Progress | None
+    surveys: (
+        dict[str, Survey] | None
+    )  # what a global budget found out is kept here, for the next plan with other shares
 
 
 # What has no effect where a plan is one of ranks, or of depth, and what it is then.
 _IDLE: dict[str, tuple[str, ...]] = {
-    "metric": ("depth", "streams", "subspace", "inexact", "width"),
-    "depth": ("streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
+    "metric": ("depth", "ranks", "streams", "subspace", "inexact", "width"),
+    "depth": ("ranks", "streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
 }
 
 
@@ -62,6 +67,11 @@ def check_options(options: PlanOptions) -> None:
     round_to = options.get("round_to", 1)
     if not isinstance(round_to, int) or round_to < 1:
         raise InputError(f"round_to must be a whole number of at least 1, got {round_to}")
+    if options.get("ranks") and options.get("budget") != "global":
+        raise InputError(
+            "ranks are weighed against other cuts by a global budget",
+            remedy="give budget='global', or metric= for ranks alone",
+        )
     kind = "metric" if options.get("metric") is not None else "depth" if options.get("depth") else None
     if kind is not None:
         _refuse_idle(kind, dict(options))

@@ -21,15 +21,18 @@ from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, Chooser, scores_for, sums_once, top
-from fxslim.passes.options import PlanOptions, check_options, patterns, uncounted_names
+from fxslim.passes.low_rank import Matrix, find_matrices
+from fxslim.passes.options import PlanOptions, check_options, matches_weight, patterns, uncounted_names
 from fxslim.passes.outliers import outlier_shares, width_offsets
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
+from fxslim.passes.probe import probe
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
+from fxslim.passes.sized import Sized, with_pairs
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces, leading
-from fxslim.passes.survey import Survey, fitted, probe, survey
+from fxslim.passes.survey import Survey, fitted, survey
 
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
@@ -158,7 +161,7 @@ class _Planner:
         self.round_to, self.seed = options.get("round_to", 1), options.get("seed", 0)
         self.inexact, self.progress = options.get("inexact", False), options.get("progress")
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
-        self.subspace = options.get("subspace", False)
+        self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
         self.uncounted = patterns(options.get("uncounted", ())) or []
         before = None if original is None else CostModel(original.axes, uncounted_names(original, self.uncounted))
         self.costs = CostModel(analysis.axes, uncounted_names(analysis, self.uncounted, original), before)
@@ -177,9 +180,13 @@ class _Planner:
         if self.importance == "obs" or self.budget == "global":
             self._leave_products_out(based)
         self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
+        self.matrices: list[Matrix] = []
+        if options.get("ranks") and self.groups is None:
+            self.matrices = find_matrices(analysis, self.costs.uncounted | self._fixed_weights())
         self.known = known  # a survey of the same program in another form: what it says of a group by name holds here
         self.found: Survey | None = None
         self.kept: dict[Axis, int] = {}
+        self.ranks: dict[str, int] = {}  # of the weights that become pairs
         self.expected = 0.0  # the sum of all losses, in units of the output's divergence
 
     def _check(self) -> None:
@@ -194,6 +201,11 @@ class _Planner:
         if not self.batches and any(needs.values()):
             what = next(name for name, needed in needs.items() if needed)
             raise InputError(f"{what} needs calibration data", remedy="give `calibration=` (--calibration FILE)")
+
+    def _fixed_weights(self) -> frozenset[str]:
+        """The weights that the user keeps whole."""
+        info = self.analysis.program.info
+        return frozenset(n for n, w in info.items() for p in self.keep_fixed if matches_weight(n, len(w.shape), p))
 
     def _leave_out(self, based: set[str]) -> None:
         """Groups that data says nothing of stay whole, and unless asked for by name an axis whose inner axis is also
@@ -245,7 +257,7 @@ class _Planner:
         self.found = self._surveyed()
         self.notes += self.found.notes
         self.chosen = [g for g in self.chosen if g.name in self.found.curves]
-        if not self.chosen and self.keep < 1:
+        if not self.chosen and not self.matrices and self.keep < 1:
             why = self.notes[0] if self.notes else "it has no group that may be cut"
             raise PlanError(f"nothing of the model can be cut by data: {why}", remedy="try --method magnitude")
         idle = [name for name, curve in self.found.curves.items() if not curve.effect]
@@ -256,9 +268,11 @@ class _Planner:
             )
         self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
-        counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
+        found = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to, self.matrices)
+        counts, self.ranks = found.counts, {name: pair.rank for name, pair in found.ranks.items()}
         self.expected = sum(float(curves[g.name][counts[g.axis]]) for g in self.chosen)
-        share = costs.of(self.of, counts) / costs.whole(self.of)
+        self.expected += sum(float(curves[name][rank]) for name, rank in self.ranks.items())
+        share = costs.of(self.of, counts, found.ranks) / costs.whole(self.of)
         if share < self.keep - TOLERANCE:
             self.notes.append(
                 f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
@@ -269,32 +283,54 @@ class _Planner:
         """What every chosen group costs at every size, probed; what is known already is not asked again."""
         based = {s.group.name for s in self.subspaces}
         if self.known is not None:
-            curves = {g.name: self.known.curves[g.name] for g in self.chosen if g.name in self.known.curves}
+            wanted = [g.name for g in self.chosen] + [m.weight for m in self.matrices]
+            curves = {name: self.known.curves[name] for name in wanted if name in self.known.curves}
             bases = {name: basis for name, basis in self.known.bases.items() if name in curves}
-            if len(curves) == len(self.chosen) and bases.keys() == based & curves.keys():
-                return Survey(curves, bases, tuple(self.subspaces), ())
+            if len(curves) == len(wanted) and bases.keys() == based & curves.keys():
+                return Survey(curves, bases, tuple(self.subspaces), ())  # between factors the bases are others
         assert self.batches is not None
-        found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
+        key = self._asked() if self.surveys is not None else ""
+        if self.surveys is not None and key in self.surveys:
+            return self.surveys[key]
+        found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress, self.matrices)
         changed = change_bases(self.analysis, found, tuple(found.bases))
         for analysis, in_basis in ((changed, True), (self.analysis, False)):
             own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
             probe(analysis, own, self.batches[-1], self.progress)
+        if self.surveys is not None:
+            self.surveys[key] = found
         return found
+
+    def _asked(self) -> str:
+        """What a survey depends on: the program, its weights, the data, and what is asked."""
+        program, names = self.analysis.program, [g.name for g in self.chosen] + [m.weight for m in self.matrices]
+        weights = [program.weights[name] for name in program.info]
+        assert self.batches is not None
+        based = [s.group.name for s in self.subspaces]
+        return repr((program.fingerprint(), digest([weights]), digest(self.batches), names, based))
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""
         cut = [g for g in self.chosen if counts[g.axis] < g.size]
         number = {g.name: counts[g.axis] for g in cut}
-        analysis = self._in_bases([s for s in self.subspaces if s.group.name in number])
-        groups = {name: analysis.group(name) for name in number}
-        first = {s.group.name: leading(s.group, number[s.group.name]) for s in self.subspaces if s.group.name in number}
-        masks, restoration = self._choose(analysis, groups, number, first)
+        bases = {} if self.found is None else self.found.bases
+        pairs = {} if self.found is None else self.found.pairs
+        sized = Sized(self.analysis, number, tuple(s for s in self.subspaces if s.group.name in number), bases)
+        sized = with_pairs(sized, self.ranks, pairs)
+        opened, analysis = sized.analysis, self._in_bases(sized)
+        groups = {name: analysis.group(name) for name in sized.number}
+        first = {s.group.name: leading(s.group, sized.number[s.group.name]) for s in sized.subspaces}
+        masks, restoration = self._choose(analysis, groups, sized.number, first)
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
+        costs = CostModel(opened.axes, self.costs.uncounted) if self.ranks else self.costs
+        remaining = {opened.group(name).axis: count for name, count in sized.number.items()}
         plan = Plan(
-            self.analysis.program.fingerprint(), cuts, self._options(), self.costs.change(counts=counts),
-            tuple(self.notes), preparations_of(self.analysis.program),
+            opened.program.fingerprint(), cuts, self._options(), self.costs.change(costs, remaining),
+            tuple(self.notes), preparations_of(opened.program),
         )  # fmt: skip
-        if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
+        if any(not g.exact for g in cut) or self._summed_unseen(
+            analysis, (g for n, g in groups.items() if n not in first)
+        ):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
         return Planned(plan, analysis, restoration)
 
@@ -313,23 +349,27 @@ class _Planner:
         restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
         return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
 
-    def _summed_unseen(self, groups: Iterable[Group]) -> bool:
+    @staticmethod
+    def _summed_unseen(analysis: Analysis, groups: Iterable[Group]) -> bool:
         """Whether a group is also summed over by calls that decide nothing (queries against keys): they may come before
         the one that does."""
-        return any(not self.consumers.keys() >= set(g.consumers) for g in groups)
+        consumers = {c.node.name for c in find_consumers(analysis.axes)[0]}
+        return any(not consumers >= set(g.consumers) for g in groups)
 
-    def _in_bases(self, based: Sequence[Subspace]) -> Analysis:
-        if not based:
-            return self.analysis
-        if self.found is None:
+    def _in_bases(self, sized: Sized) -> Analysis:
+        """The analysis of the program in the bases of its subspaces; those that are not known are estimated."""
+        names = [s.group.name for s in sized.subspaces]
+        bases = {name: basis for name, basis in sized.bases.items() if name in names}
+        if missing := [s for s in sized.subspaces if s.group.name not in bases]:
             assert self.batches is not None
-            self.found = survey(self.analysis, [], based, fitted(self.batches), self.progress)
-        return change_bases(self.analysis, self.found, [s.group.name for s in based])
+            bases |= survey(sized.analysis, [], missing, fitted(self.batches), self.progress).bases
+        return change_bases(sized.analysis, Survey({}, bases, sized.subspaces, ()), names)
 
     def _options(self) -> dict[str, Any]:
         return {
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
-            "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,
-            "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed, "uncounted": self.uncounted,
-            "data": digest(self.batches) if self.subspaces and self.batches else None,
+            "subspace": self.subspace, "ranks": bool(self.matrices), "budget": self.budget, "round_to": self.round_to,
+            "inexact": self.inexact, "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
+            "uncounted": self.uncounted,
+            "data": digest(self.batches) if (self.subspaces or self.ranks) and self.batches else None,
         }  # fmt: skip

@@ -1,35 +1,32 @@
 """The survey: one walk of the original over the calibration data that says what every group costs at every size.
 
-An axis on which any basis will do costs the eigenvalues that its best basis leaves out; positions that are selected
-cost what second-order elimination leaves of their consumers' outputs. Both are squared errors of the calls that read
-the axis; a probe of each group on the model's own output makes them comparable.
+An axis on which any basis will do costs the eigenvalues that its best basis leaves out, and so does the rank of a
+weight; positions that are selected cost what second-order elimination leaves of their consumers' outputs. All are
+squared errors of calls that read the axis; a probe of each on the model's own output makes them comparable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxslim.graph.axes.groups import Analysis, Group
-from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.errors import InputError
-from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
+from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.basis import Basis, optimal_basis, principal_axes, rotation
-from fxslim.passes.consumers import at_several_depths, find_consumers
-from fxslim.passes.divergence import divergence
+from fxslim.passes.consumers import CONVOLUTIONS, Consumer, at_several_depths, find_consumers
 from fxslim.passes.importance import position_scores, problem, top
+from fxslim.passes.low_rank import Matrix, pair_basis, truncated
 from fxslim.passes.restore import Progress
 from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
-from fxslim.passes.stream_curve import Readers, interpolated
+from fxslim.passes.stream_curve import Readers
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at, leading
 
-__all__ = ["Curve", "Survey", "fitted", "probe", "survey"]
+__all__ = ["Curve", "Survey", "fitted", "survey"]
 
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
 _SMALLEST = 16  # selection is followed down to this part of a group
@@ -39,12 +36,12 @@ _FELT = 1e-3  # and not where it loses less than this: beyond its rank there is 
 
 @dataclass
 class Curve:
-    """What a group costs: `losses: [size + 1]`, the squared error when it keeps 0, 1, ..., size positions (infinite
-    where nothing is known), and a state in which its effect on the model's output can be probed."""
+    """What a group costs, or the rank of a weight: `losses: [size + 1]`, the squared error when it keeps 0, 1, ...
+    size positions (infinite where nothing is known), and a state in which its effect on the output can be probed."""
 
     losses: Tensor
     probed: int  # positions that the probe keeps
-    mask: Tensor  # [*batch, size]
+    mask: Tensor | None  # [*batch, size] of a group
     weights: dict[str, Tensor] = field(default_factory=dict)  # refitted for the probe, by name
     effect: float | None = None  # divergence of the model's output at the probe
     readers: Readers | None = None  # of a residual stream, which is probed at several sizes
@@ -66,12 +63,14 @@ class Curve:
 
 @dataclass
 class Survey:
-    """The curves and, for subspaces, the bases, by group name."""
+    """The curves by name of the group or weight; and bases, of subspaces by name of the group, of the axis between the
+    factors of a weight by name of the weight."""
 
     curves: dict[str, Curve]
     bases: dict[str, Basis]
     subspaces: tuple[Subspace, ...]
     notes: tuple[str, ...]
+    pairs: dict[str, Basis] = field(default_factory=dict)
 
 
 def fitted(batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
@@ -81,31 +80,37 @@ def fitted(batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
 
 def survey(
     analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]],
-    progress: Progress | None = None,
+    progress: Progress | None = None, matrices: Sequence[Matrix] = (),
 ) -> Survey:  # fmt: skip
-    """The curves of all groups, from one walk; groups that are no subspaces need consumers with weights.
+    """The curves of all groups, and of the ranks of weights, from one walk; groups that are no subspaces need consumers
+    with weights.
 
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
     own = {s.group.name for s in subspaces}
-    collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces)
+    collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces, matrices)
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
     for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):
         if progress is not None:
             progress(f"survey: {node.name}", number, len(nodes))
         collector.visit(node, walk, batches)
-    return Survey(collector.curves, collector.bases, tuple(subspaces), tuple(collector.notes))
+    return Survey(collector.curves, collector.bases, tuple(subspaces), tuple(collector.notes), collector.pairs)
 
 
 class _Collector:
     """Gathers statistics call by call, and turns those of a group into its curve as soon as they are complete, so that
     few moments are held at a time."""
 
-    def __init__(self, analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace]) -> None:
+    def __init__(
+        self, analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], matrices: Sequence[Matrix]
+    ) -> None:
         self.analysis, self.subspaces = analysis, subspaces
         self.curves: dict[str, Curve] = {}
         self.bases: dict[str, Basis] = {}
+        self.pairs: dict[str, Basis] = {}
+        self._matrices = {m.consumer.node: m for m in matrices}
+        self._last: tuple[fx.Node, SecondMoment] | None = None  # of the input that several calls in a row read
         self.notes: list[str] = []
         self._readers = {s.group.name: Readers.of(s.group) for s in subspaces if s.stream}
         self._gathered = {s.group.name: Gathered() for s in subspaces}
@@ -128,17 +133,38 @@ class _Collector:
                 self._sides[subspace.group.name] -= done
                 if not self._sides[subspace.group.name]:
                     self._subspace(subspace)
+        if node in self._matrices:
+            matrix = self._matrices[node]
+            self._rank(matrix, self._moment(matrix.consumer, walk))
         names = [name for name, nodes in self._waiting.items() if node in nodes]
         if names:
-            walk.advance_to(node)
             consumer = next(c for c in self._wanted[names[0]] if c.node is node)
-            self._moments[node] = walk.moment(consumer)
+            self._moments[node] = self._moment(consumer, walk)
             for name in names:
                 self._waiting[name].discard(node)
                 if not self._waiting[name]:
                     self._selection(self._groups[name])
             needed = {c.node for name, left in self._waiting.items() if left for c in self._wanted[name]}
             self._moments = {n: m for n, m in self._moments.items() if n in needed}
+
+    def _moment(self, consumer: Consumer, walk: CalibrationWalk) -> SecondMoment:
+        """The second moment of what a call reads; taken once for calls in a row that read the same."""
+        shared = consumer.window == 1 and consumer.blocks == 1 and consumer.node.target not in CONVOLUTIONS
+        if shared and self._last is not None and self._last[0] is consumer.source:
+            return self._last[1]
+        walk.advance_to(consumer.node)
+        found = walk.moment(consumer)
+        self._last = (consumer.source, found) if shared else None
+        return found
+
+    def _rank(self, matrix: Matrix, moment: SecondMoment) -> None:
+        weight = matrix.consumer.parameters(self.analysis.program)[0][0]
+        self.pairs[matrix.weight] = basis = pair_basis(matrix, weight, moment)
+        losses = basis.losses()
+        rank = _shows(losses)
+        probed = truncated(matrix, weight, basis, rank)
+        weights = matrix.consumer.stored(self.analysis.program, probed.unsqueeze(0), None)
+        self.curves[matrix.weight] = Curve(losses, rank, None, weights)
 
     def _subspace(self, subspace: Subspace) -> None:
         group, found = subspace.group, self._gathered.pop(subspace.group.name)
@@ -157,8 +183,7 @@ class _Collector:
         else:
             basis = optimal_basis(second, gram, RIDGE if subspace.estimated else 0.0)
         losses = basis.losses()
-        close = (losses[1:-1] - _PROBED * losses[0]).abs()
-        count = int(close.masked_fill(losses[1:-1] < _FELT * losses[0], float("inf")).argmin()) + 1
+        count = _shows(losses)
         self.bases[group.name] = basis
         self.curves[group.name] = Curve(losses, count, leading(group, count), readers=readers)
 
@@ -182,6 +207,12 @@ class _Collector:
         self.curves[group.name] = Curve(rest.losses, probed.count, probed.mask, weights)
 
 
+def _shows(losses: Tensor) -> int:
+    """How many coordinates are kept where about the share `_PROBED` of the energy is lost."""
+    close = (losses[1:-1] - _PROBED * losses[0]).abs()
+    return int(close.masked_fill(losses[1:-1] < _FELT * losses[0], float("inf")).argmin()) + 1
+
+
 def _felt(problems: Sequence[Problem], group: Group, count: int, smallest: int) -> Elimination:
     """The state with `count` positions, or with half as many until data, and not the ridge alone, shows a loss: where
     most neurons are dead a probe of the others' loss must reach them."""
@@ -197,36 +228,3 @@ def _shown(problems: Sequence[Problem], before: Sequence[Tensor]) -> float:
     """The squared error on the data: tr(D H D^T)."""
     differences = [(w - p.weight, p.moment) for w, p in zip(before, problems, strict=True)]
     return sum(float(torch.einsum("gnk,gnk->", d @ h, d)) for d, h in differences)
-
-
-def probe(
-    analysis: Analysis, curves: Mapping[str, Curve], inputs: Sequence[Tensor], progress: Progress | None = None
-) -> None:
-    """Sets the effect of every curve: the divergence of the model's output on `inputs` when the group alone is cut.
-
-    `analysis` is that of the program for which the curves hold: for subspaces the one in their bases, for selections
-    the original, whose weights they have refitted.
-    """
-    original = Evaluator(analysis.program).run(inputs)
-    for number, (name, curve) in enumerate(curves.items()):
-        if progress is not None:
-            progress(f"probe: {name}", number, len(curves))
-        measure = partial(_effect, analysis, analysis.group(name), inputs, original)
-        if curve.readers is None:
-            curve.effect = measure(curve.mask, curve.weights)
-            curve.weights.clear()
-            continue
-        effects = curve.readers.effects(measure, analysis.program)
-        curve.losses, curve.effect = interpolated(len(curve.losses) - 1, effects), max(effects.values())
-        curve.readers.moments.clear()
-
-
-def _effect(
-    analysis: Analysis, group: Group, inputs: Sequence[Tensor], original: Sequence[Any], mask: Tensor,
-    weights: Mapping[str, Tensor],
-) -> float:  # fmt: skip
-    """How far the output is from the original's when a group keeps what `mask` says and `weights` replace others."""
-    evaluator = MaskedEvaluator(analysis.axes, Selection({group.axis: Kept(group.batch, mask)}))
-    for weight, value in weights.items():
-        evaluator.set_weight(weight, value)
-    return divergence(analysis.program.output_names, original, evaluator.run(inputs))

@@ -80,7 +80,7 @@ def test_independent_groups_are_optimal_up_to_one_step(branches: Analysis, keep:
     torch.manual_seed(seed)
     groups, costs = cuttable(branches), CostModel(branches.axes)
     curves = {g.name: convex(g.size, 1.0 + i) for i, g in enumerate(groups)}
-    counts = allocate(groups, curves, keep, "params", costs)
+    counts = allocate(groups, curves, keep, "params", costs).counts
     whole = costs.params()
     assert costs.params(counts) <= keep * whole
     step = max(whole - costs.params({g.axis: g.size - 1}) for g in groups)
@@ -95,7 +95,7 @@ def test_coupled_groups_come_close(chain: Analysis, keep: float, seed: int) -> N
     torch.manual_seed(seed)
     groups, costs = cuttable(chain), CostModel(chain.axes)
     curves = {g.name: convex(g.size, 1.0 + 2 * i) for i, g in enumerate(groups)}
-    counts = allocate(groups, curves, keep, "params", costs)
+    counts = allocate(groups, curves, keep, "params", costs).counts
     assert costs.params(counts) <= keep * costs.params()
     got, least = total(groups, curves, counts), best(groups, curves, costs, keep * costs.params())
     assert least <= got <= 1.35 * least
@@ -108,7 +108,7 @@ def test_curves_that_are_not_convex_stay_within_the_budget(branches: Analysis, s
     curves = {g.name: torch.rand(g.size + 1).double().sort(descending=True).values for g in groups}
     for curve in curves.values():
         curve[-1] = 0
-    counts = allocate(groups, curves, 0.5, "params", costs)
+    counts = allocate(groups, curves, 0.5, "params", costs).counts
     assert 0.4 * costs.params() < costs.params(counts) <= 0.5 * costs.params()
 
 
@@ -116,13 +116,13 @@ def test_curves_that_are_not_convex_stay_within_the_budget(branches: Analysis, s
 def test_keeping_everything_keeps_everything(branches: Analysis, of: Target) -> None:
     groups = cuttable(branches)
     curves = {g.name: torch.zeros(g.size + 1) for g in groups}
-    counts = allocate(groups, curves, 1.0, of, CostModel(branches.axes))
+    counts = allocate(groups, curves, 1.0, of, CostModel(branches.axes)).counts
     assert counts == {g.axis: g.size for g in groups}
 
 
 def test_a_budget_of_macs_counts_macs(branches: Analysis) -> None:
     groups, costs = cuttable(branches), CostModel(branches.axes)
-    counts = allocate(groups, {g.name: convex(g.size) for g in groups}, 0.6, "macs", costs)
+    counts = allocate(groups, {g.name: convex(g.size) for g in groups}, 0.6, "macs", costs).counts
     assert 0.5 * costs.macs() < costs.macs(counts) <= 0.6 * costs.macs()
 
 
@@ -130,7 +130,7 @@ def test_a_group_that_costs_nothing_goes_first(branches: Analysis) -> None:
     groups, costs = cuttable(branches), CostModel(branches.axes)
     curves = {g.name: convex(g.size) + 1e-9 for g in groups}
     curves[groups[1].name] = torch.zeros(groups[1].size + 1)
-    counts = allocate(groups, curves, 0.8, "params", costs)
+    counts = allocate(groups, curves, 0.8, "params", costs).counts
     assert counts[groups[0].axis] == groups[0].size and counts[groups[2].axis] == groups[2].size
     assert counts[groups[1].axis] < groups[1].size
 
@@ -139,7 +139,7 @@ def test_a_costly_group_stays_whole(branches: Analysis) -> None:
     groups, costs = cuttable(branches), CostModel(branches.axes)
     curves = {g.name: convex(g.size) for g in groups}
     curves[groups[0].name] *= 1e6
-    counts = allocate(groups, curves, 0.6, "params", costs)
+    counts = allocate(groups, curves, 0.6, "params", costs).counts
     assert counts[groups[0].axis] == groups[0].size
 
 
@@ -147,7 +147,7 @@ def test_sizes_without_a_known_loss_are_not_offered(branches: Analysis) -> None:
     groups, costs = cuttable(branches), CostModel(branches.axes)
     curves = {g.name: convex(g.size) for g in groups}
     curves[groups[1].name][:4] = float("inf")
-    counts = allocate(groups, curves, 0.4, "params", costs)
+    counts = allocate(groups, curves, 0.4, "params", costs).counts
     assert counts[groups[1].axis] >= 4
 
 
@@ -155,12 +155,12 @@ def test_sizes_without_a_known_loss_are_not_offered(branches: Analysis) -> None:
 def test_counts_are_rounded_and_narrow_groups_stay_whole(branches: Analysis, round_to: int) -> None:
     groups, costs = cuttable(branches), CostModel(branches.axes)
     curves = {g.name: convex(g.size) for g in groups}
-    counts = allocate(groups, curves, 0.75, "params", costs, round_to)
+    counts = allocate(groups, curves, 0.75, "params", costs, round_to).counts
     assert costs.params(counts) <= 0.75 * costs.params()
     for group in groups:
         count = counts[group.axis]
         assert count == group.size or count % round_to == 0
-    wide = allocate(groups, curves, 0.9, "params", costs, 6)
+    wide = allocate(groups, curves, 0.9, "params", costs, 6).counts
     assert wide[groups[2].axis] == 5  # narrower than 6
 
 
@@ -168,7 +168,7 @@ def test_the_last_step_gives_back_what_the_budget_holds() -> None:
     """A group of 2000 offers every 31st size; the count is exact all the same."""
     analysis = analyze(capture(Branches((2000,)), (torch.randn(2, 4),)))
     (group,), costs = cuttable(analysis), CostModel(analysis.axes)
-    counts = allocate([group], {group.name: convex(2000)}, 0.6, "params", costs)
+    counts = allocate([group], {group.name: convex(2000)}, 0.6, "params", costs).counts
     assert costs.params(counts) <= 0.6 * costs.params() < costs.params({group.axis: counts[group.axis] + 1})
 
 
@@ -178,7 +178,7 @@ def test_nothing_more_fits_into_the_budget(which: str, unit: int, keep: float, r
     """The last step of a costly group leaves something over: no other group may lack what it would pay for."""
     analysis: Analysis = request.getfixturevalue(which)
     groups, costs = cuttable(analysis), CostModel(analysis.axes)
-    counts = allocate(groups, {g.name: convex(g.size) for g in groups}, keep, "params", costs, unit)
+    counts = allocate(groups, {g.name: convex(g.size) for g in groups}, keep, "params", costs, unit).counts
     assert costs.params(counts) <= keep * costs.params()
     for group in groups:
         count = counts[group.axis]
@@ -192,7 +192,7 @@ def test_a_target_that_cannot_be_met_names_the_smallest_share(branches: Analysis
     curves = {g.name: convex(g.size) for g in groups}
     with pytest.raises(PlanError, match=f"{smallest:.4f} remains"):
         allocate(groups, curves, 0.05, "params", costs)
-    counts = allocate(groups, curves, smallest + 1e-9, "params", costs)
+    counts = allocate(groups, curves, smallest + 1e-9, "params", costs).counts
     assert set(counts.values()) == {1}
     with pytest.raises(PlanError, match=r"1\.0000 remains"):
         allocate([], {}, 0.5, "params", costs)

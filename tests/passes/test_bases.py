@@ -21,8 +21,9 @@ from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases, in_bases
 from fxslim.passes.change_basis import bases_of
 from fxslim.passes.plan import FORMAT, Cut, Plan
+from fxslim.passes.probe import probe
 from fxslim.passes.prune import Prune
-from fxslim.passes.survey import fitted, probe, survey
+from fxslim.passes.survey import fitted, survey
 from tests.models.nets import captured
 from tests.passes.blocks import BLOCKS, opened, subspaces_of
 

@@ -153,21 +153,23 @@ def test_macs_can_be_the_budget() -> None:
 
 def test_settings_without_a_name() -> None:
     assert DEFAULT == "best" and next(iter(METHODS)) == "best"
-    best = Settings("obs", True, "global", "least-squares", streams=True)
+    best = Settings("obs", True, "global", "least-squares", ranks=True, streams=True)
     assert settings(data=True) == best == settings("best", data=True)
     assert settings(data=False) == Settings("magnitude", False, "uniform", None)
     assert settings(importance="fasp", data=True) == Settings("fasp", False, "uniform", None)
     assert settings(importance="random", budget="global", data=True) == Settings("random", False, "global", None)
-    assert settings(restore="none", data=True) == Settings("obs", True, "global", "none", streams=True)
+    assert settings(restore="none", data=True) == Settings("obs", True, "global", "none", ranks=True, streams=True)
     assert settings(restore="none", data=False) == Settings("magnitude", False, "uniform", "none")
 
 
 def test_settings_of_a_method_can_be_replaced_one_by_one() -> None:
     assert settings("fasp", budget="global", data=True) == Settings("fasp", False, "global", "least-squares")
     assert settings("best", importance="flap", data=True) == Settings(
-        "flap", True, "global", "least-squares", streams=True
+        "flap", True, "global", "least-squares", ranks=True, streams=True
     )
-    assert settings("best", restore="none", data=True) == Settings("obs", True, "global", "none", streams=True)
+    assert settings("best", restore="none", data=True) == Settings(
+        "obs", True, "global", "none", ranks=True, streams=True
+    )
 
 
 def test_a_width_leaves_nothing_to_divide() -> None:

@@ -18,9 +18,10 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.bases import change_bases
 from fxslim.passes.plan import Plan
 from fxslim.passes.prepare import prepare
+from fxslim.passes.probe import probe
 from fxslim.passes.stream_curve import Readers, interpolated
 from fxslim.passes.subspaces import Subspace, find_subspaces
-from fxslim.passes.survey import probe, survey
+from fxslim.passes.survey import survey
 
 EXACT = 1e-9
 D, RANK, IDS = 16, 6, 40

@@ -14,9 +14,10 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.bases import change_bases
 from fxslim.passes.divergence import divergence
+from fxslim.passes.probe import probe
 from fxslim.passes.second_order import RIDGE
 from fxslim.passes.subspaces import leading
-from fxslim.passes.survey import Curve, Survey, probe, survey
+from fxslim.passes.survey import Curve, Survey, survey
 from tests.passes.blocks import Batches, Bottleneck, Lora, opened, subspaces_of
 from tests.passes.conftest import Analyse
 

@@ -1,0 +1,81 @@
+"""Probes: what a cut of one group alone, or a low rank of one weight, does to the model's own output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.select import Kept, Selection
+from fxslim.graph.evaluate import MaskedEvaluator
+from fxslim.passes.divergence import divergence
+from fxslim.passes.restore import Progress
+from fxslim.passes.stream_curve import interpolated
+from fxslim.passes.survey import Curve
+
+__all__ = ["probe"]
+
+
+def probe(
+    analysis: Analysis, curves: Mapping[str, Curve], inputs: Sequence[Tensor], progress: Progress | None = None
+) -> None:
+    """Sets the effect of every curve: the divergence of the model's output on `inputs` when the group alone is cut, or
+    the weight alone has its rank.
+
+    `analysis` is that of the program for which the curves hold: for subspaces the one in their bases, for selections
+    and ranks the original, whose weights they have refitted.
+    """
+    work = _Probe(analysis, inputs)
+    order = sorted(curves, key=lambda name: work.start(name, curves[name]))
+    for number, name in enumerate(order):
+        curve = curves[name]
+        if progress is not None:
+            progress(f"probe: {name}", number, len(order))
+        work.advance_to(work.start(name, curve))
+        group = None if curve.mask is None else analysis.group(name)
+        if curve.readers is None:
+            curve.effect = work.effect(group, curve.mask, curve.weights)
+            curve.weights.clear()
+            continue
+        effects = curve.readers.effects(lambda mask, weights, g=group: work.effect(g, mask, weights), analysis.program)
+        curve.losses, curve.effect = interpolated(len(curve.losses) - 1, effects), max(effects.values())
+        curve.readers.moments.clear()
+
+
+class _Probe:
+    """Runs the original once, as far as the next change, and what comes behind it with the change: what comes before is
+    the same for all."""
+
+    def __init__(self, analysis: Analysis, inputs: Sequence[Tensor]) -> None:
+        self.analysis = analysis
+        self._nodes = list(analysis.program.graph.nodes)
+        self._index = {node: i for i, node in enumerate(self._nodes)}
+        self._whole = MaskedEvaluator(analysis.axes, Selection({}))
+        self._original = self._whole.run(inputs)
+        self._values, self._position = self._whole.bind(inputs), 0
+
+    def start(self, name: str, curve: Curve) -> int:
+        """The number of the first node on which the change may have an effect."""
+        axis = None if curve.mask is None else self.analysis.group(name).axis
+        terms, weights = self.analysis.axes.terms, self.analysis.program.weight_nodes()
+        calls = self.analysis.axes.calls.items() if axis is not None else ()
+        found = [n for n, c in calls if any(axis in terms.atoms(e) for e in c.letters.values())]
+        found += [user for weight in curve.weights for user in weights[weight].users]
+        return min((self._index[node] for node in found), default=0)
+
+    def advance_to(self, position: int) -> None:
+        """Runs the original up to a node, which the changes to come do not precede."""
+        self._whole.advance(self._values, self._nodes[self._position : position])
+        self._position = max(position, self._position)
+
+    def effect(self, group: Group | None, mask: Tensor | None, weights: Mapping[str, Tensor]) -> float:
+        """How far the output is from the original's when a group keeps what `mask` says and `weights` replace
+        others."""
+        kept = {} if group is None or mask is None else {group.axis: Kept(group.batch, mask)}
+        evaluator = MaskedEvaluator(self.analysis.axes, Selection(kept))
+        for weight, value in weights.items():
+            evaluator.set_weight(weight, value)
+        values = evaluator.fork(self._whole, self._values)
+        evaluator.advance(values, self._nodes[self._position :])
+        return divergence(self.analysis.program.output_names, self._original, evaluator.outputs(values))

@@ -74,9 +74,7 @@ def array_rows(data: Any, specs: tuple[InputSpec, ...]) -> Rows | None:
     if not isinstance(data, Mapping):
         return None
     if tables := sorted(str(name) for name, value in data.items() if hasattr(value, "column_names")):
-        raise InputError(
-            f"several tables, {' and '.join(tables)}", at=MEMORY, remedy=f"give one: data[{tables[-1]!r}]"
-        )
+        raise InputError(f"several tables, {' and '.join(tables)}", at=MEMORY, remedy=f"give one: data[{tables[-1]!r}]")
     refuse_unknown(data, specs, MEMORY)
     types = {s.name: s.dtype for s in specs}
     arrays = {name: as_tensor(value, types.get(name), f"{MEMORY}, {name}") for name, value in data.items()}

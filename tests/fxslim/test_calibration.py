@@ -32,7 +32,9 @@ def test_enough_is_not_mentioned() -> None:
 def test_the_sentence_names_the_worst_and_what_would_do() -> None:
     said = shortage(NEEDS, batches(DataPart("/data/a.npz", 1.0, 64, 0, 200)))
     assert said is not None
-    assert said.startswith("too little calibration data for 1 of 2 refits: up.weight has 2 tokens for each of 50 columns")
+    assert said.startswith(
+        "too little calibration data for 1 of 2 refits: up.weight has 2 tokens for each of 50 columns"
+    )
     assert "--samples 128" in said, "twice as many rows make it four tokens for each column"
 
 

@@ -19,7 +19,7 @@ from fxslim import doctor, pipeline
 from fxslim.cli import app
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
-from tests.fxslim.factories import BOTTLENECK, BROKEN, CLASSIFIER, OTHER, write_data
+from tests.fxslim.factories import BROKEN, CLASSIFIER, OTHER, write_data
 
 FAST = ("--latency-seconds", "0.1")
 LINE = 80  # columns of a terminal that nobody widened
@@ -177,18 +177,6 @@ def test_too_little_data_is_said_once(data: Path, tmp_path: Path) -> None:
     assert planned.exit_code == applied.exit_code == 0, planned.output + applied.output
     assert planned.stderr == applied.stderr
     assert planned.stderr.count("too little calibration data") == 1 and "data.npz holds 64" in planned.stderr
-
-
-def test_data_of_several_files(data: Path, tmp_path: Path) -> None:
-    other = write_data(tmp_path / "other.npz", 40)
-    words = ("--calibration", f"{data}=3", "--calibration", f"{other}=1", "--samples", "40")
-    plan = tmp_path / "plan.json"
-    made = run("plan", BOTTLENECK, "--keep", "0.6", "--method", "best", *words, "-o", plan)
-    assert made.exit_code == 0, made.output
-    assert Plan.load(plan).subspaces, "so that proving it needs the same data"
-    assert run("prove", BOTTLENECK, plan, *words).exit_code == 0
-    refused(run("prove", BOTTLENECK, plan, *words, "--seed", "1"), "data")
-    refused(run("plan", CLASSIFIER, "--keep", "0.6", "--calibration", f"{data}=-1"), "weight of a part")
 
 
 def test_prove_returns_1_if_it_does_not_hold(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

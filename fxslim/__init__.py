@@ -21,6 +21,7 @@ _EXPORTS = {
     ),
     **dict.fromkeys(("check_onnx", "export_onnx", "measure_latency"), "fxslim.export"),
     "FxslimError": "fxslim.graph.errors",
+    "Mixture": "fxslim.data",
     "Plan": "fxslim.passes.plan",
     "Program": "fxslim.graph.program",
     "load_batches": "fxslim.data",

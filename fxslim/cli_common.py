@@ -78,7 +78,18 @@ BudgetName = Annotated[
     ),
 ]
 Calibration = Annotated[
-    str | None, typer.Option(help="Data to choose and restore by: .txt, .jsonl, .npz, .npy, .safetensors; or self.")
+    list[str] | None,
+    typer.Option(
+        help="Data to choose and restore by: .txt, .jsonl, .npz, .npy, .safetensors; or self. May be given again, and "
+        "with weights: code.txt=0.7.",
+        show_default=False,
+    ),
+]
+TextField = Annotated[
+    str | None,
+    typer.Option(
+        "--text-field", help="The field of .jsonl records that holds the text. Default: text.", show_default=False
+    ),
 ]
 Groups = Annotated[str | None, typer.Option(help="Only these kinds or patterns of group names, separated by commas.")]
 KeepFixed = Annotated[
@@ -237,6 +248,13 @@ def watching(quiet: bool) -> Iterator[Shown]:
 def split(text: str | None) -> tuple[str, ...] | None:
     """The parts of a list separated by commas."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def one_or_several(values: Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """What an option was given: itself where it was given once, None where it was not."""
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def opened(

@@ -60,6 +60,7 @@ def plan(
     round_to: c.RoundTo = 1,
     samples: c.Samples = None,
     window: c.Window = None,
+    text_field: c.TextField = None,
     seed: c.Seed = 0,
     split_fused: c.SplitFused = False,
     dtype: c.Dtype = None,
@@ -70,6 +71,7 @@ def plan(
 ) -> None:
     """Decide what remains of each group, and write it as a plan."""
     from fxslim.api import make_plan
+    from fxslim.calibration import shortage_of_plan
     from fxslim.outputs import write_text_atomic
     from fxslim.passes.methods import settings
     from fxslim.pipeline import SlimOptions, calibration_of
@@ -80,7 +82,7 @@ def plan(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
         )
         shown.step("data")
-        data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
+        data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("plan")
         chosen = settings(method, importance=importance, budget=budget, data=data is not None, width=width is not None)
         wanted = chosen.options()
@@ -91,8 +93,11 @@ def plan(
             keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, progress=shown.progress, **wanted,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
+        warning = shortage_of_plan(analysis, made, data)
     if out is not None:
         write_text_atomic(out, made.to_json())
+    if warning is not None:
+        typer.echo(f"warning: {warning}", err=True)
     if json:
         typer.echo(made.to_json(), nl=False)
     else:
@@ -119,6 +124,7 @@ def apply(
     restore: c.RestoreName = None,
     samples: c.Samples = None,
     window: c.Window = None,
+    text_field: c.TextField = None,
     seed: c.Seed = 0,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
@@ -128,6 +134,7 @@ def apply(
 ) -> None:
     """Apply a plan: OUT becomes the slim program."""
     from fxslim.api import apply_plan
+    from fxslim.calibration import shortage_of
     from fxslim.outputs import OutputDirectory
     from fxslim.passes.plan import Plan
     from fxslim.pipeline import calibration_of
@@ -140,13 +147,15 @@ def apply(
         chosen.selection(analysis)  # refuses a plan of another model before anything costs time
         data = None
         if restore != "none" or chosen.subspaces:
-            data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
+            data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("apply")
         applied = apply_plan(analysis, chosen, restore, data, shown.progress)
         _fill(applied.program, directory)
     before, after = analysis.program.parameters(), applied.program.parameters()
     typer.echo(f"{before:,} parameters -> {after:,} ({after / max(before, 1):.1%}), written to {out}")
     typer.echo(_restored(applied.restoration))
+    if applied.restoration is not None and (warning := shortage_of(applied.restoration, data)) is not None:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _fill(program: Any, directory: Path) -> None:
@@ -163,7 +172,7 @@ def _restored(restoration: Restoration | None) -> str:
     if restoration is None:
         return "weights were sliced, not restored: no calibration data, or --restore none"
     refitted = sum(row.accepted for row in restoration.rows)
-    warnings = [f"warning: {text}" for text in restoration.warnings]
+    warnings = [f"warning: {text}" for text in restoration.refused]  # of too few tokens one sentence is enough
     return "\n".join([f"{refitted} of {len(restoration.rows)} weights were refitted", *warnings])
 
 
@@ -174,6 +183,7 @@ def prove(
     calibration: c.Calibration = None,
     samples: c.Samples = None,
     window: c.Window = None,
+    text_field: c.TextField = None,
     seed: c.Seed = 0,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
@@ -194,7 +204,7 @@ def prove(
         )
         data = None
         if chosen.subspaces:  # their bases come from the data that the plan was made with
-            data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
+            data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("prove")
         proof = run(analysis, chosen, calibration=data)
     facts = proof_facts(proof)

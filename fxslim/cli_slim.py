@@ -50,6 +50,7 @@ def slim(
     plan: Annotated[str | None, typer.Option(help="A plan to apply, instead of making one.")] = None,
     samples: c.Samples = None,
     window: c.Window = None,
+    text_field: c.TextField = None,
     seed: c.Seed = 0,
     opset: c.Opset = 20,
     provider: c.Provider = "auto",
@@ -70,12 +71,12 @@ def slim(
 
     options = SlimOptions(
         model=model, keep=keep, width=width, of=of, method=method, importance=importance, budget=budget,
-        calibration=calibration,
+        calibration=c.one_or_several(calibration),
         evaluation=evaluation,
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
-        plan=plan, samples=samples, window=window, seed=seed, opset=opset, provider=provider, threads=threads,
-        latency_seconds=latency_seconds, split_fused=split_fused, dtype=dtype,
+        plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset,
+        provider=provider, threads=threads, latency_seconds=latency_seconds, split_fused=split_fused, dtype=dtype,
         trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with c.watching(quiet) as shown:

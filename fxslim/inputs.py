@@ -75,47 +75,62 @@ def _table_rows(program: Program, node: fx.Node) -> int | None:
     return min(found, default=None)
 
 
-def check(batch: Sequence[torch.Tensor], specs: Sequence[InputSpec], at: str) -> None:
+def check(batch: Sequence[torch.Tensor], specs: Sequence[InputSpec], at: str, rows: torch.Tensor | None = None) -> None:
     """Returns if the batch fits: ranks, fixed sizes, equal names with equal sizes, types, finite values, ids in range.
 
+    With the numbers of its `rows` [n] it is no batch yet, but rows to be cut into batches: any number of them fits.
+
     Raises:
-        InputError: it does not fit; the message names the input.
+        InputError: it does not fit; the message names the input, and the row where values are the reason.
     """
     sizes: dict[str, tuple[int, str]] = {}
     for tensor, spec in zip(batch, specs, strict=True):
         place = f"{at}, input {spec.name}"
-        _check_shape(tensor, spec, place)
+        _check_shape(tensor, spec, place, any_rows=rows is not None)
         for name, size in zip(spec.names, tensor.shape, strict=True):
             if name is None:
                 continue
             other, owner = sizes.setdefault(name, (size, spec.name))
             if other != size:
                 raise InputError(f"{name} is {size} here and {other} in {owner}", at=place)
-        _check_values(tensor, spec, place)
+        _check_values(tensor, spec, place, rows)
 
 
-def _check_shape(tensor: torch.Tensor, spec: InputSpec, at: str) -> None:
+def _check_shape(tensor: torch.Tensor, spec: InputSpec, at: str, *, any_rows: bool) -> None:
     given = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
     expected = f"the program takes {spec}"
     if tensor.ndim != len(spec.shape):
         raise InputError(
             f"rank {tensor.ndim} instead of {len(spec.shape)}: the data has {given}", at=at, remedy=expected
         )
-    if any(want is not None and want != size for want, size in zip(spec.shape, tensor.shape, strict=True)):
+    first = 1 if any_rows else 0
+    if any(w is not None and w != n for w, n in zip(spec.shape[first:], tensor.shape[first:], strict=True)):
         raise InputError(f"the shape does not fit: the data has {given}", at=at, remedy=expected)
     if tensor.dtype != spec.dtype:
         raise InputError(f"the type does not fit: the data has {given}", at=at, remedy=f"{expected}: convert the data")
 
 
-def _check_values(tensor: torch.Tensor, spec: InputSpec, at: str) -> None:
-    if tensor.is_floating_point() and (count := int((~torch.isfinite(tensor)).sum())):
-        raise InputError(f"{count} of {tensor.numel()} values are NaN or Inf", at=at, remedy="clean the data")
+def _check_values(tensor: torch.Tensor, spec: InputSpec, at: str, rows: torch.Tensor | None) -> None:
+    if tensor.is_floating_point() and bool((bad := ~torch.isfinite(tensor)).any()):
+        raise InputError(
+            f"{int(bad.sum())} of {tensor.numel()} values are NaN or Inf",
+            at=at + _first_row(bad, rows),
+            remedy="clean the data",
+        )
     if spec.rows is None or not tensor.numel():
         return
     low, high = int(tensor.min()), int(tensor.max())
     if low < 0 or high >= spec.rows:
         raise InputError(
             f"ids from {low} to {high} in an embedding of {spec.rows} rows",
-            at=at,
+            at=at + _first_row((tensor < 0) | (tensor >= spec.rows), rows),
             remedy="use the tokenizer that belongs to the model",
         )
+
+
+def _first_row(bad: torch.Tensor, rows: torch.Tensor | None) -> str:
+    """Where the first bad value stands, to put behind the name of the input."""
+    if not bad.ndim:
+        return ""
+    place = int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
+    return f", row {place if rows is None else int(rows[place])}"

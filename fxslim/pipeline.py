@@ -6,7 +6,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from fxslim.api import Applied, apply_plan, compress, for_plan, prove
-from fxslim.data import GENERATED, Batches, load_batches
+from fxslim.data import GENERATED, TEXT_SUFFIXES, Batches, Mixture, load_batches
 from fxslim.evaluate import Score, evaluate
 from fxslim.export import (
     DEFAULT_OPSET,
@@ -86,7 +86,7 @@ class SlimOptions:
     method: str | None = None
     importance: Importance | None = None
     budget: Budget | None = None
-    calibration: str | None = None
+    calibration: str | tuple[str, ...] | None = None  # several, or one with a weight: see `Mixture.parse`
     evaluation: str | None = None
     restore: Restore | None = None
     groups: tuple[str, ...] | None = None
@@ -97,6 +97,7 @@ class SlimOptions:
     plan: str | None = None
     samples: int | None = None
     window: int | None = None
+    text_field: str | None = None
     seed: int = 0
     opset: int = DEFAULT_OPSET
     provider: str = "auto"
@@ -145,7 +146,7 @@ class SlimOptions:
             value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
             if value == option.default:
                 continue
-            if option.name in ("keep_fixed", "uncounted"):
+            if option.name in ("keep_fixed", "uncounted", "calibration") and isinstance(value, tuple):
                 words += [w for pattern in value for w in (flag, pattern)]
             elif isinstance(value, bool):
                 words.append(flag)
@@ -209,9 +210,12 @@ def _work(
     original = source.program  # as it came, not as it was prepared: that is what slim has to be better than
     with run.step("data"):
         calibration = calibration_of(
-            source, options.calibration, samples=options.samples, window=options.window, seed=options.seed
+            source, options.calibration, samples=options.samples, window=options.window, seed=options.seed,
+            text_field=options.text_field,
+        )  # fmt: skip
+        evaluation = read_data(
+            source, options.evaluation or source.evaluation, window=options.window, text_field=options.text_field
         )
-        evaluation = read_data(source, options.evaluation or source.evaluation, window=options.window)
         _refuse_unscorable(source, evaluation)
     with run.step("plan"):
         plan, applied = _plan(options, analysis, calibration, run)
@@ -258,24 +262,32 @@ def require_provider(provider: str) -> None:
 
 
 def calibration_of(
-    source: Source, data: str | None, *, samples: int | None, window: int | None, seed: int
-) -> Batches | None:
-    """The calibration batches: of `data`, else those that came with the model, else None.
+    source: Source, data: str | Sequence[str] | None, *, samples: int | None, window: int | None, seed: int,
+    text_field: str | None = None,
+) -> Batches | None:  # fmt: skip
+    """The calibration batches: of `data` (a file, or a mixture as `Mixture.parse` reads it), else those that came with
+    the model, else None.
 
     Raises:
         InputError: the data cannot be used.
     """
-    path = data or source.calibration
-    if path is None:
+    mixture = Mixture.parse([data] if isinstance(data, str) else data) if data else None
+    default = [] if source.calibration is None else [source.calibration]
+    paths: list[Any] = default if mixture is None else [path for path, _ in mixture.parts]
+    if not paths:
         return None
     if samples is None:
-        samples = TEXT_ROWS if Path(path).suffix in (".txt", ".jsonl") or str(path) == GENERATED else ARRAY_ROWS
-    return load_batches(path, source, limit=samples, window=window, seed=seed)
+        text = any(str(path) == GENERATED or Path(path).suffix in TEXT_SUFFIXES for path in paths)
+        samples = TEXT_ROWS if text else ARRAY_ROWS
+    chosen = paths[0] if mixture is None or len(paths) == 1 else mixture
+    return load_batches(chosen, source, limit=samples, window=window, seed=seed, text_field=text_field)
 
 
-def read_data(source: Source, data: str | Path | None, *, window: int | None) -> Batches | None:
+def read_data(
+    source: Source, data: str | Path | None, *, window: int | None, text_field: str | None = None
+) -> Batches | None:
     """All batches of `data`, or None without any."""
-    return None if data is None else load_batches(data, source, window=window)
+    return None if data is None else load_batches(data, source, window=window, text_field=text_field)
 
 
 def _refuse_unscorable(source: Source, evaluation: Batches | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import fxslim
 from fxslim.api import Applied
+from fxslim.calibration import data_facts, restoration_facts
 from fxslim.data import Batches
 from fxslim.evaluate import Score
 from fxslim.export import LatencyReport, OnnxCheck, OnnxFile
@@ -64,14 +65,17 @@ def make_report(found: Findings) -> dict[str, Any]:
         "costs": _costs(found),
         "quality": _quality(found),
         "groups": _groups(found),
-        "restoration": _restoration(found.applied),
+        "restoration": _restoration(found),
         "proof": proof_facts(found.proof),
         "parity": found.check.to_dict(),
         "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes},
         "fixed": _fixed(found.analysis),
         "unknown_operators": found.analysis.unknown_ops,
         "plan": {"options": dict(found.plan.options), "notes": list(found.plan.notes)},
-        "data": {"calibration": _data(found.calibration), "evaluation": _data(found.evaluation)},
+        "data": {
+            "calibration": None if found.calibration is None else data_facts(found.calibration),
+            "evaluation": None if found.evaluation is None else data_facts(found.evaluation),
+        },
         "onnx": {"original": found.files[0].to_dict(), "slim": found.files[1].to_dict()},
         "notes": list(found.notes),
         "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
@@ -171,13 +175,9 @@ def _groups(found: Findings) -> list[dict[str, Any]]:
     return rows
 
 
-def _restoration(applied: Applied) -> dict[str, Any] | None:
-    if applied.restoration is None:
-        return None
-    return {
-        "rows": [asdict(row) for row in applied.restoration.rows],
-        "warnings": list(applied.restoration.warnings),
-    }
+def _restoration(found: Findings) -> dict[str, Any] | None:
+    restoration = found.applied.restoration
+    return None if restoration is None else restoration_facts(restoration, found.calibration)
 
 
 def _fixed(analysis: Analysis) -> list[dict[str, Any]]:
@@ -190,11 +190,3 @@ def _fixed(analysis: Analysis) -> list[dict[str, Any]]:
             reasons[text] += 1
             example.setdefault(text, group.name)
     return [{"reason": text, "groups": n, "example": example[text]} for text, n in reasons.most_common()]
-
-
-def _data(batches: Batches | None) -> dict[str, Any] | None:
-    if batches is None:
-        return None
-    return {
-        "description": batches.description, "rows": batches.rows, "tokens": batches.tokens, "sha256": batches.sha256
-    }  # fmt: skip

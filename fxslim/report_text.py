@@ -23,6 +23,7 @@ def headline(report: dict[str, Any]) -> list[str]:
         _proof_line(proof),
         ("the ONNX file computes what the slim program computes" if parity["ok"] else "the ONNX file FAILED its check")
         + f", on {parity['provider']} at {_count(_runs(parity), 'run')}",
+        *_shortage(report["restoration"]),
     ]
 
 
@@ -34,6 +35,7 @@ def render(report: dict[str, Any]) -> str:
         _bullets("Failures", report["failures"]),
         _costs(report["costs"]),
         _groups(report["groups"]),
+        _calibration(report["data"]["calibration"], report["restoration"]),
         _restoration(report["restoration"]),
         _proof(report["proof"]),
         _parity(report["parity"]),
@@ -140,6 +142,38 @@ def _restoration(restoration: dict[str, Any] | None) -> list[str]:
     about = "Least squares; residuals are squared, relative to the output, on calibration data that was held out."
     table = _table(("weight", "columns kept", "residual sliced", "residual refitted", "accepted"), rows)
     return ["## Restoration", "", about, "", *table, *_tail(restoration["warnings"])]
+
+
+def _shortage(restoration: dict[str, Any] | None) -> list[str]:
+    said = None if restoration is None else restoration["too_little"]
+    return [] if said is None else [said]
+
+
+def _calibration(data: dict[str, Any] | None, restoration: dict[str, Any] | None) -> list[str]:
+    if data is None:
+        return []
+    tokens = f", {data['tokens']:,} tokens" if data["tokens"] else ""
+    lines = [f"Source: {data['description']}{tokens}.", *_refits(restoration and restoration["summary"])]
+    shares = [
+        (p["source"], f"{p['share']:.1%}", f"{p['rows']:,}", f"{p['rows'] / data['rows']:.1%}", f"{p['tokens']:,}")
+        for p in data["parts"]
+    ]
+    table = _table(("source", "share asked", "rows", "share met", "tokens"), shares) if len(shares) > 1 else []
+    warning = [f"**{text}**" for text in _shortage(restoration)]
+    return ["## Calibration", "", *(f"- {line}" for line in [*lines, *warning]), *(["", *table] if table else [])]
+
+
+def _refits(summary: dict[str, Any] | None) -> list[str]:
+    if summary is None:
+        return []
+    smallest, middle = summary["tokens_per_column"]
+    median, worst = (" -> ".join(map(_number, summary[name])) for name in ("median_error", "worst_error"))
+    return [
+        f"Tokens for each column that is refitted: at least {_number(smallest)} ({summary['scarcest']}), median "
+        f"{_number(middle)}.",
+        f"Held-out error, sliced -> refitted: median {median}, worst {worst} ({summary['worst']}).",
+        f"{summary['rejected']} of {_count(summary['refits'], 'refit')} rejected: held-out data did not improve.",
+    ]
 
 
 def _tail(lines: Sequence[str]) -> list[str]:

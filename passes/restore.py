@@ -42,6 +42,7 @@ class RestoredConsumer:
     before: float  # relative residual of plain slicing, held-out
     after: float
     reason: str = ""
+    fitted: int = 0  # columns that were solved for, the constant included
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Restoration:
 
     weights: dict[str, Tensor]
     rows: tuple[RestoredConsumer, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # too few tokens, by weight, and then `refused`
     selection: Selection
+    refused: tuple[str, ...] = ()  # what lost columns and could only be sliced
 
 
 def restore_weights(
@@ -100,9 +102,8 @@ def restore_weights(
                 f"{consumer.weight}: {tokens} calibration tokens for {result.columns} columns "
                 f"(ratio {tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
             )
-    refused = find_consumers(analysis.axes, evaluator.selection)[1]
-    warnings += [f"not refitted, only sliced: {text}" for text in refused]
-    return Restoration(weights, tuple(rows), tuple(warnings), evaluator.selection)
+    refused = [f"not refitted, only sliced: {x}" for x in find_consumers(analysis.axes, evaluator.selection)[1]]
+    return Restoration(weights, tuple(rows), (*warnings, *refused), evaluator.selection, tuple(refused))
 
 
 def _consumers(analysis: Analysis, selection: Selection, chooser: Chooser | None) -> list[Consumer]:
@@ -148,5 +149,5 @@ def _row(consumer: Consumer, selection: Selection, result: Refit, tokens: int) -
     kept = consumer.kept_columns(selection)
     return RestoredConsumer(
         consumer.node.name, consumer.weight, kept.shape[1], int(kept.sum(1).max()), tokens, result.accepted,
-        result.ridge, result.before, result.after, result.reason,
+        result.ridge, result.before, result.after, result.reason, result.columns,
     )  # fmt: skip

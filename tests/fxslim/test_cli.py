@@ -169,6 +169,16 @@ def test_plan_apply_prove_export(plan_file: Path, data: Path, tmp_path: Path) ->
     assert checked.exit_code == 0, checked.output
 
 
+def test_too_little_data_is_said_once(data: Path, tmp_path: Path) -> None:
+    """64 rows, all of them, for 29 columns: by `plan` before the work, by `apply` behind it, in the same words."""
+    plan, words = tmp_path / "plan.json", ("--calibration", data)
+    planned = run("plan", CLASSIFIER, "--width", "0.9", "--method", "fasp", *words, "-o", plan)
+    applied = run("apply", CLASSIFIER, plan, *words, "-o", tmp_path / "slim")
+    assert planned.exit_code == applied.exit_code == 0, planned.output + applied.output
+    assert planned.stderr == applied.stderr
+    assert planned.stderr.count("too little calibration data") == 1 and "data.npz holds 64" in planned.stderr
+
+
 def test_prove_returns_1_if_it_does_not_hold(plan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Proof, "ok", property(lambda self: False))
     result = run("prove", CLASSIFIER, plan_file)

@@ -102,3 +102,15 @@ def test_bad_options(words: tuple[str, ...], part: str, data: Path, tmp_path: Pa
     given = (str(data) if w == "DATA" else w for w in words)
     refused(run("slim", BOTTLENECK, *given, *FAST, "-o", tmp_path / "out"), part)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_of_several_files(data: Path, tmp_path: Path) -> None:
+    other = write_data(tmp_path / "other.npz", 40)
+    words = ("--calibration", f"{data}=3", "--calibration", f"{other}=1", "--samples", "40")
+    plan = tmp_path / "plan.json"
+    made = run("plan", BOTTLENECK, "--keep", "0.6", "--method", "best", *words, "-o", plan)
+    assert made.exit_code == 0, made.output
+    assert Plan.load(plan).subspaces, "so that proving it needs the same data"
+    assert run("prove", BOTTLENECK, plan, *words).exit_code == 0
+    refused(run("prove", BOTTLENECK, plan, *words, "--seed", "1"), "data")
+    refused(run("plan", BOTTLENECK, "--keep", "0.6", "--calibration", f"{data}=-1"), "weight of a part")

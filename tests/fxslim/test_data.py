@@ -101,6 +101,18 @@ def test_a_limit_draws_without_replacement_and_repeats(opt: Source, tmp_path: Pa
     assert "drawn with seed 1" in load_batches(file, opt, window=16, limit=9, seed=1).description
 
 
+def test_the_field_of_the_text_can_be_named(opt: Source, tmp_path: Path) -> None:
+    """Signs that only Python takes for the end of a line may stand inside a record."""
+    records, plain = tmp_path / "calib.jsonl", tmp_path / "calib.txt"
+    text = TEXT + "\u2028" + TEXT
+    records.write_text(json.dumps({"body": text, "text": "no"}, ensure_ascii=False), encoding="utf-8")
+    plain.write_text(text, encoding="utf-8")
+    assert torch.equal(stacked(load_batches(records, opt, text_field="body"), 0), stacked(load_batches(plain, opt), 0))
+    with pytest.raises(InputError, match="no field `content`") as caught:
+        load_batches(records, opt, text_field="content")
+    assert caught.value.at == f"{records}:1" and "body, text" in str(caught.value.remedy)
+
+
 def test_records_are_joined(opt: Source, tmp_path: Path) -> None:
     records, plain = tmp_path / "calib.jsonl", tmp_path / "calib.txt"
     records.write_text("\n".join(json.dumps({"text": TEXT, "id": i}) for i in range(2)) + "\n\n")
@@ -222,6 +234,21 @@ def test_arrays_that_do_not_fit_are_refused(pair: Program, tmp_path: Path, data:
         load_batches(tmp_path / "a.npz", pair)
 
 
+def test_the_bad_row_of_a_file_is_named(pair: Program, tmp_path: Path) -> None:
+    data, file = arrays(30), tmp_path / "a.npz"
+    data["x"][17, 1] = np.nan
+    np.savez(file, **data)
+    for limit in (None, 29):  # also where rows were drawn, by the number in the file
+        with pytest.raises(InputError, match="1 of") as caught:
+            load_batches(file, pair, batch_size=4, limit=limit)
+        assert caught.value.at == f"{file}, input x, row 17"
+    data["x"][17, 1], data["ids"][21, 0] = 0, -1
+    np.savez(file, **data)
+    with pytest.raises(InputError, match="ids from -1") as caught:
+        load_batches(file, pair)
+    assert caught.value.at == f"{file}, input ids, row 21"
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"nonsense", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
 def test_damaged_arrays_are_refused(single: Program, tmp_path: Path, name: str, content: bytes) -> None:
@@ -277,7 +304,7 @@ def test_a_limit_counts_rows_of_whole_batches(single: Program) -> None:
         ([], "no batch"),
         ([(torch.zeros(2, 5, dtype=torch.long),)], "1 tensors for 2 inputs"),
         ([3], "type int"),
-        ([{"ids": [[1]], "x": torch.zeros(1, 3)}], "is a list"),
+        ([{"ids": "12345", "x": torch.zeros(1, 3)}], "a str is no tensor"),
         ([{"x": torch.zeros(1, 3)}], "'ids' is missing"),
         ([(torch.zeros(2, 5, dtype=torch.long), torch.zeros(3, 3))], "batch is 3 here and 2 in ids"),
     ],

@@ -59,6 +59,34 @@ def test_the_least_likely_windows_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert len(scores) == ROWS / 0.8 and surprise(kept) < float(scores.mean())
 
 
+def test_exactly_the_share_of_highest_perplexity_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 %, in whatever order they were written, and over all portions in which they are judged."""
+    program = open_model("bundled:opt-python").program
+    rows, drawn, kept_order = 20, 25, torch.randperm(25, generator=torch.Generator().manual_seed(1))
+    judged: list[torch.Tensor] = []
+
+    def scored(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        start = sum(map(len, judged))
+        judged.append(ids)
+        return kept_order[start : start + len(ids)].float()
+
+    monkeypatch.setattr(generated, "_surprise", scored)
+    kept = generated_windows(program, input_specs(program), rows, 6, seed=3)
+    written = torch.cat(judged)
+    assert len(judged) > 1 and len(written) == drawn
+    assert torch.equal(kept, written[kept_order < rows])
+
+
+def test_perplexity_is_that_of_the_program() -> None:
+    program = open_model("bundled:opt-python").program
+    ids = torch.randint(0, 100, (1, 9), generator=torch.Generator().manual_seed(0))
+    logits = Evaluator(program).run(
+        [ids if s.name == "input_ids" else torch.ones_like(ids) for s in input_specs(program)]
+    )
+    expected = torch.nn.functional.cross_entropy(logits[0][0, :-1], ids[0, 1:])
+    torch.testing.assert_close(generated._surprise(logits[0], ids)[0], expected)
+
+
 def test_sampling_is_sharpened_behind_the_prompt() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]])
     ids = torch.tensor([[0, 1]])

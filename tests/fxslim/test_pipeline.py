@@ -80,6 +80,7 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             CLASSIFIER, keep=0.5, groups=("neurons",), keep_fixed=("a*", "b"), inexact=True, round_to=8, seed=3
         ),
         SlimOptions("a model", width=0.25, of="macs", calibration="some data.npz", trust_pt2=True, latency_seconds=2.5),
+        SlimOptions("a model", keep=0.5, calibration=("code.txt=0.7", "self=0.3"), text_field="body"),
     ],
 )
 def test_the_command_says_what_was_asked(options: SlimOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,32 @@ def test_it_holds_every_section(report: dict[str, Any]) -> None:
     assert report["command"] in text
 
 
+def test_the_calibration_data_is_described(report: dict[str, Any]) -> None:
+    summary, data = report["restoration"]["summary"], report["data"]["calibration"]
+    rows = report["restoration"]["rows"]
+    assert data["parts"][0] == {"source": "data.npz", "share": 1.0, "rows": 64, "tokens": 0, "available": 64}
+    assert summary["refits"] == len(rows) == 2
+    assert summary["rejected"] == sum(not r["accepted"] for r in rows)
+    assert summary["tokens_per_column"][0] == min(64 / r["fitted"] for r in rows) < 4
+    assert summary["worst_error"][1] == max(r["after"] for r in rows)
+    text, said = render(report), report["restoration"]["too_little"]
+    assert "too little calibration data" in said and "data.npz holds 64" in said
+    assert text.count(said) == 2 and headline(report)[-1] == said, "at the top and in its section"
+    section = text[text.index("## Calibration") : text.index("## Restoration")]
+    for part in ("64 of 64 rows of data.npz", "Tokens for each column", "Held-out error", "refits rejected"):
+        assert part in section, part
+
+
+def test_a_mixture_has_a_row_for_every_part(report: dict[str, Any]) -> None:
+    copy = json.loads(json.dumps(report))
+    part = {"source": "data.npz", "share": 0.75, "rows": 48, "tokens": 0, "available": 64}
+    copy["data"]["calibration"]["parts"] = [part, {**part, "source": "more.npz", "share": 0.25, "rows": 16}]
+    copy["restoration"]["too_little"] = None
+    text = render(copy)
+    assert "| data.npz | 75.0% | 48 | 75.0% | 0 |" in text and "| more.npz | 25.0% | 16 | 25.0% | 0 |" in text
+    assert "too little" not in text
+
+
 def test_numbers_agree_with_each_other(report: dict[str, Any]) -> None:
     before, after = report["costs"]["params"]
     assert abs(after / before - 0.6) <= 0.01

@@ -16,17 +16,20 @@ from fxslim.graph.costs import CostModel
 from fxslim.graph.errors import InputError, PlanError, VerifyError
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
-from fxslim.passes.budget import TOLERANCE, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.budget import TOLERANCE, Widths, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, Chooser, scores_for, sums_once, top
+from fxslim.passes.influence import by_influence
 from fxslim.passes.options import PlanOptions, check_options, patterns, uncounted_names
-from fxslim.passes.outliers import outlier_shares, width_offsets
+from fxslim.passes.outliers import outlier_shares, shifted, width_offsets
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
+from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
+from fxslim.passes.rounds import cuts_in_rounds
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces, leading
 from fxslim.passes.survey import Survey, fitted, probe, survey
@@ -87,7 +90,24 @@ def plan_and_restore(
     if options.get("streams"):
         return _with_streams(analysis, keep, calibration, options)
     work = _Planner(analysis, keep, calibration, options)
-    return work.planned(work.counts())
+    return _in_rounds(work, options) if options.get("rounds", 1) > 1 else work.planned(work.counts())
+
+
+def _in_rounds(work: _Planner, options: PlanOptions) -> Planned:
+    """The plan whose positions are chosen in several rounds; how many there are is decided on the original."""
+    counts = work.counts()
+    number = {g.name: counts[g.axis] for g in work.chosen if counts[g.axis] < g.size}
+
+    def choose(analysis: Analysis, left: Mapping[str, int]) -> tuple[Cut, ...]:
+        own: PlanOptions = {**options, "groups": list(left), "keep_fixed": ()}
+        step = _Planner(analysis, work.keep, work.batches, own)
+        return step.planned({g.axis: left[g.name] for g in step.chosen}).plan.cuts
+
+    rounds, schedule = options.get("rounds", 1), options.get("schedule", "geometric")
+    cuts = cuts_in_rounds(work.analysis, number, rounds, schedule, choose, work.batches, work.progress)
+    program, made = work.analysis.program, {**work.options(), "rounds": rounds, "schedule": schedule}
+    predicted, steps = work.costs.change(counts=counts), preparations_of(program)
+    return Planned(Plan(program.fingerprint(), cuts, made, predicted, tuple(work.notes), steps), work.analysis, None)
 
 
 def _ranks(
@@ -100,7 +120,7 @@ def _ranks(
         round_to=options.get("round_to", 1), groups=patterns(options.get("groups")),
         keep_fixed=patterns(options.get("keep_fixed", ())) or (),
         uncounted=uncounted_names(analysis, patterns(options.get("uncounted", ())) or []),
-        progress=options.get("progress"),
+        progress=options.get("progress"), slope=options.get("slope", SLOPE),
     )  # fmt: skip
     return Planned(plan, opened, None)
 
@@ -230,15 +250,17 @@ class _Planner:
         if self.budget == "global":
             return self._allocated(self.costs)
         if self.keep is not None:
-            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._offsets())
+            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._widths())
         assert self.width is not None
         return counts_for_width(self.chosen, self.width, self.round_to)
 
-    def _offsets(self) -> dict[Axis, float] | None:
-        if self.budget != "outliers":
-            return None
-        assert self.batches is not None
-        return width_offsets(self.chosen, outlier_shares(self.analysis, self.chosen, self.batches))
+    def _widths(self) -> Widths | None:
+        """What single groups keep beside the common ratio."""
+        if self.budget == "outliers" and self.batches:
+            return shifted(width_offsets(self.chosen, outlier_shares(self.analysis, self.chosen, self.batches)))
+        if self.budget == "influence" and self.batches:
+            return by_influence(self.analysis, self.chosen, self.batches)
+        return None
 
     def _allocated(self, costs: CostModel) -> dict[Axis, int]:
         assert self.keep is not None and self.batches is not None
@@ -291,7 +313,7 @@ class _Planner:
         masks, restoration = self._choose(analysis, groups, number, first)
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         plan = Plan(
-            self.analysis.program.fingerprint(), cuts, self._options(), self.costs.change(counts=counts),
+            self.analysis.program.fingerprint(), cuts, self.options(), self.costs.change(counts=counts),
             tuple(self.notes), preparations_of(self.analysis.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
@@ -326,7 +348,8 @@ class _Planner:
             self.found = survey(self.analysis, [], based, fitted(self.batches), self.progress)
         return change_bases(self.analysis, self.found, [s.group.name for s in based])
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """How the plan was made, as it says itself."""
         return {
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "budget": self.budget, "round_to": self.round_to, "inexact": self.inexact,

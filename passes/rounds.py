@@ -88,7 +88,7 @@ def composed(analysis: Analysis, plan: Plan, step: Sequence[Cut]) -> tuple[Cut, 
     """
     selection, own = plan.selection(analysis), {cut.group: cut for cut in step}
     earlier = {cut.group: cut for cut in plan.cuts}
-    groups = [analysis.group(name) for name in dict.fromkeys((*earlier, *own))]
+    groups = [g for g in analysis.groups if g.name in earlier or g.name in own]
     return tuple(
         Cut.from_mask(group, _mask(group, selection, own[group.name])) if group.name in own else earlier[group.name]
         for group in groups

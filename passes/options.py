@@ -43,6 +43,7 @@ class PlanOptions(Choices, total=False):
     uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     schedule: Schedule  # of the rounds: the same share ("geometric", by default) or number ("linear") goes in each
+    slope: float  # of ranks by depth: they fall from the first to the last where it is positive, else they rise
     seed: int
     progress: Progress | None
 

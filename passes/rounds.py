@@ -53,6 +53,9 @@ def cuts_in_rounds(
 
     The models between rounds are the original with the plan so far, restored where there is data: refits that start
     from refits would carry their errors along, and the plan alone could not repeat them.
+
+    Raises:
+        VerifyError: `choose` did not leave as many positions as it was asked for.
     """
     if not counts:
         return ()

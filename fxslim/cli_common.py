@@ -59,6 +59,7 @@ MethodName = Annotated[
         "asvd",
         "svd-llm",
         "welore",
+        "lr-sms",
         "shortgpt",
         "magnitude",
     ]
@@ -70,12 +71,25 @@ MethodName = Annotated[
     ),
 ]
 BudgetName = Annotated[
-    Literal["uniform", "global", "outliers"] | None,
+    Literal["uniform", "global", "outliers", "influence", "linear"] | None,
     typer.Option(
         "--budget",
-        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers.",
+        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers, by the "
+        "influence of residual branches; of ranks also linearly by depth.",
         show_default=False,
     ),
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option(help="Choose positions in so many rounds of cutting and restoring. Default: 1.", show_default=False),
+]
+ScheduleName = Annotated[
+    Literal["geometric", "linear"],
+    typer.Option("--schedule", help="Of the rounds: each removes the same share of what is left, or the same number."),
+]
+Slope = Annotated[
+    float,
+    typer.Option(help="Of --budget linear: above 0 ranks fall from the first layer to the last, below 0 they rise."),
 ]
 Calibration = Annotated[
     list[str] | None,

@@ -52,6 +52,9 @@ def plan(
     method: c.MethodName = None,
     importance: c.ImportanceName = None,
     budget: c.BudgetName = None,
+    rounds: c.Rounds = None,
+    schedule: c.ScheduleName = "geometric",
+    slope: c.Slope = 0.25,
     calibration: c.Calibration = None,
     groups: c.Groups = None,
     keep_fixed: c.KeepFixed = None,
@@ -84,13 +87,16 @@ def plan(
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("plan")
-        chosen = settings(method, importance=importance, budget=budget, data=data is not None, width=width is not None)
+        chosen = settings(
+            method, importance=importance, budget=budget, rounds=rounds, data=data is not None, width=width is not None
+        )
         wanted = chosen.options()
         if groups is not None:
             wanted["groups"] = c.split(groups)
         made = make_plan(
             analysis, keep, width=width, of=of, calibration=data, round_to=round_to, uncounted=tuple(uncounted or ()),
-            keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, progress=shown.progress, **wanted,
+            keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, schedule=schedule, slope=slope,
+            progress=shown.progress, **wanted,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
         warning = shortage_of_plan(analysis, made, data)

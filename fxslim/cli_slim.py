@@ -39,6 +39,9 @@ def slim(
     method: c.MethodName = None,
     importance: c.ImportanceName = None,
     budget: c.BudgetName = None,
+    rounds: c.Rounds = None,
+    schedule: c.ScheduleName = "geometric",
+    slope: c.Slope = 0.25,
     calibration: c.Calibration = None,
     evaluation: Annotated[str | None, typer.Option(help="Data to measure the quality on, before and after.")] = None,
     restore: c.RestoreName = None,
@@ -71,7 +74,7 @@ def slim(
 
     options = SlimOptions(
         model=model, keep=keep, width=width, of=of, method=method, importance=importance, budget=budget,
-        calibration=c.one_or_several(calibration),
+        rounds=rounds, schedule=schedule, slope=slope, calibration=c.one_or_several(calibration),
         evaluation=evaluation,
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,

@@ -38,6 +38,8 @@ from fxslim.passes.budget import Budget
 from fxslim.passes.importance import Importance
 from fxslim.passes.methods import Restore, settings
 from fxslim.passes.plan import Plan
+from fxslim.passes.rank_schedule import SLOPE
+from fxslim.passes.rounds import Schedule
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
 from fxslim.sources import Source
@@ -86,6 +88,9 @@ class SlimOptions:
     method: str | None = None
     importance: Importance | None = None
     budget: Budget | None = None
+    rounds: int | None = None
+    schedule: Schedule = "geometric"
+    slope: float = SLOPE
     calibration: str | tuple[str, ...] | None = None  # several, or one with a weight: see `Mixture.parse`
     evaluation: str | None = None
     restore: Restore | None = None
@@ -124,7 +129,7 @@ class SlimOptions:
             raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
         made = (
             "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
-            "split_fused",
+            "split_fused", "rounds", "schedule", "slope",
         )  # fmt: skip
         default = {f.name: f.default for f in fields(self)}
         if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
@@ -308,7 +313,7 @@ def _plan(
         return Plan.load(options.plan), None
     chosen = settings(
         options.method, importance=options.importance, budget=options.budget, restore=options.restore,
-        data=calibration is not None, width=options.width is not None,
+        rounds=options.rounds, data=calibration is not None, width=options.width is not None,
     )  # fmt: skip
     wanted = chosen.options()
     if options.groups is not None:
@@ -316,7 +321,8 @@ def _plan(
     return compress(
         analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore, calibration=calibration,
         round_to=options.round_to, keep_fixed=options.keep_fixed, uncounted=options.uncounted, inexact=options.inexact,
-        seed=options.seed, progress=run.watcher.progress, **wanted,
+        seed=options.seed, schedule=options.schedule, slope=options.slope,
+        progress=run.watcher.progress, **wanted,
     )  # fmt: skip
 
 

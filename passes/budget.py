@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from fxslim.graph.axes.groups import Analysis, Group
@@ -13,10 +13,14 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
 
-__all__ = ["BUDGETS", "TOLERANCE", "Budget", "choose_groups", "counts_for_keep", "counts_for_width", "step_of"]
+__all__ = [
+    "BUDGETS", "TOLERANCE", "Budget", "Widths", "choose_groups", "counts_for_keep", "counts_for_width", "step_of",
+]  # fmt: skip
 
-Budget = Literal["uniform", "global", "outliers"]
-BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers")
+Budget = Literal["uniform", "global", "outliers", "influence", "linear"]
+BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers", "influence", "linear")
+Widths = Callable[[float], Mapping[Axis, float]]
+"""What single groups keep where all others keep a given share: everything at 1, nothing at 0, never less at more."""
 TOLERANCE = 0.01  # a target share is met within this
 _WHOLE_UNITS = ("heads", "key-value heads")  # units of their own: rounding to a multiple is for widths
 
@@ -99,10 +103,10 @@ def check_share(value: float, name: str) -> None:
 
 def counts_for_keep(
     groups: Sequence[Group], keep: float, of: Target, costs: CostModel, round_to: int = 1,
-    offsets: Mapping[Axis, float] | None = None,
+    widths: Widths | None = None,
 ) -> dict[Axis, int]:  # fmt: skip
-    """Counts at which the share `keep` of all parameters (or MACs) remains, within 1 %, at one ratio for all groups;
-    `offsets` are added to it for single ones.
+    """Counts at which the share `keep` of all parameters (or MACs) remains, within 1 %, at one ratio for all groups
+    but for those of which `widths` says otherwise.
 
     Raises:
         InputError: `keep` is not in (0, 1].
@@ -121,10 +125,10 @@ def counts_for_keep(
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        counts = _counts(groups, middle, round_to, offsets)
+        counts = _counts(groups, _own(groups, middle, widths), round_to)
         low, high = (middle, high) if costs.of(of, counts) <= keep * total else (low, middle)
-    counts = _counts(groups, low, round_to, offsets)
-    counts = _fill(groups, counts, low, keep * total, of, costs, round_to)
+    own = _own(groups, low, widths)
+    counts = _fill(groups, _counts(groups, own, round_to), own, keep * total, of, costs, round_to)
     share = costs.of(of, counts) / total
     if abs(share - keep) > TOLERANCE:
         raise PlanError(
@@ -135,19 +139,20 @@ def counts_for_keep(
     return counts
 
 
-def _counts(
-    groups: Sequence[Group], width: float, round_to: int, offsets: Mapping[Axis, float] | None
-) -> dict[Axis, int]:
-    """At both ends all groups are alike: whole, or at their smallest."""
-    room = min(1.0, 2 * width, 2 - 2 * width)
-    own = {g.axis: width + room * (offsets or {}).get(g.axis, 0.0) for g in groups}
+def _own(groups: Sequence[Group], width: float, widths: Widths | None) -> dict[Axis, float]:
+    """The share that each group keeps where the common one is `width`."""
+    special = widths(width) if widths is not None else {}
+    return {g.axis: special.get(g.axis, width) for g in groups}
+
+
+def _counts(groups: Sequence[Group], own: Mapping[Axis, float], round_to: int) -> dict[Axis, int]:
     return {g.axis: _count(g, max(own[g.axis], 1e-12), round_to) for g in groups}
 
 
 def _fill(
     groups: Sequence[Group],
     counts: Mapping[Axis, int],
-    width: float,
+    own: Mapping[Axis, float],
     budget: float,
     of: Target,
     costs: CostModel,
@@ -156,7 +161,7 @@ def _fill(
     """Rounding moves many groups at once; single steps, the most rounded-down first, use what is left of the budget."""
     result = dict(counts)
     slack = TOLERANCE * costs.of(of) / 2
-    for group in sorted(groups, key=lambda g: result[g.axis] - g.size * width):
+    for group in sorted(groups, key=lambda g: result[g.axis] - g.size * own[g.axis]):
         if budget - costs.of(of, result) <= slack / 2:
             break
         more = min(group.size, result[group.axis] + step_of(group, round_to))

@@ -37,12 +37,14 @@ class Settings:
     groups: tuple[str, ...] | None = None  # only these kinds are cut
     depth: bool = False  # residual branches are left out whole instead
     metric: Metric | None = None  # linear maps become pairs of a low rank instead; how their inputs are weighed
+    rounds: int = 1  # of choosing positions
 
     def options(self) -> Choices:
         """What they say to a plan."""
         return {
             "importance": self.importance, "subspace": self.subspace, "budget": self.budget, "ranks": self.ranks,
             "streams": self.streams, "groups": self.groups, "depth": self.depth, "metric": self.metric,
+            "rounds": self.rounds,
         }  # fmt: skip
 
 
@@ -59,8 +61,8 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "flap": Settings("flap", False, "uniform", "least-squares"),
         # OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089).
         "osscar": Settings("obs", False, "uniform", "least-squares"),
-        # TransAct (Shen 2024, arXiv 2407.05690), one round.
-        "transact": Settings("activation", False, "uniform", "none"),
+        # TransAct (Shen 2024, arXiv 2407.05690), iterative; the number of rounds is this project's.
+        "transact": Settings("activation", False, "uniform", "none", rounds=4),
         # OWL (Yin 2024, arXiv 2310.05175): FASP with widths by the share of outliers.
         "owl": Settings("fasp", False, "outliers", "least-squares"),
         # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
@@ -75,6 +77,8 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "svd-llm": Settings("magnitude", False, "uniform", "none", metric="whitened"),
         # WeLore (Jaiswal 2024, arXiv 2407.11239), before its fine-tuning.
         "welore": Settings("magnitude", False, "global", "none", metric="plain"),
+        # LR-SMS (Fernandez-Lopez 2024, arXiv 2410.07771): its ranks by depth and its start, for a trained model.
+        "lr-sms": Settings("magnitude", False, "linear", "none", metric="plain"),
         # ShortGPT (Men 2024, arXiv 2403.03853), attention and feed-forward branches each by themselves.
         "shortgpt": Settings("magnitude", False, "uniform", "none", depth=True),
         # Li 2017 (arXiv 1608.08710); needs no data.
@@ -94,6 +98,7 @@ def settings(
     importance: Importance | None = None,
     budget: Budget | None = None,
     restore: Restore | None = None,
+    rounds: int | None = None,
     data: bool,
     width: bool = False,
 ) -> Settings:
@@ -108,7 +113,9 @@ def settings(
     if name is not None and name not in METHODS:
         raise InputError(f"there is no method {name!r}", remedy=f"choose one of {', '.join(METHODS)}")
     if name is None and (importance is not None or not data):
-        return Settings(importance or "magnitude", False, budget or "uniform", restore)
+        return Settings(
+            importance or "magnitude", False, budget or "uniform", restore, rounds=1 if rounds is None else rounds
+        )
     chosen = METHODS[name or DEFAULT]
     if not data and _needs_data(chosen):
         raise InputError(f"the method {name or DEFAULT!r} needs calibration data", remedy="give --calibration FILE")
@@ -118,4 +125,5 @@ def settings(
     return replace(
         chosen, importance=importance or chosen.importance, budget=divided, restore=restore or chosen.restore,
         ranks=chosen.ranks and divided == "global", streams=streams,
+        rounds=chosen.rounds if rounds is None else rounds,
     )  # fmt: skip

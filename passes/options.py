@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from fxslim.graph.axes.groups import Analysis
@@ -12,7 +12,9 @@ from fxslim.graph.errors import InputError
 from fxslim.passes.budget import BUDGETS, Budget
 from fxslim.passes.importance import IMPORTANCES, Importance
 from fxslim.passes.pairs import METRICS, Metric
+from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.restore import Progress
+from fxslim.passes.rounds import SCHEDULES, Schedule
 from fxslim.passes.survey import Survey
 
 __all__ = ["Choices", "PlanOptions", "check_options", "matches_weight", "patterns", "uncounted_names"]
@@ -23,12 +25,14 @@ class Choices(TypedDict, total=False):
 
     importance: Importance  # how positions are chosen: "magnitude" by default
     subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
-    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
+    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, "outliers" (OWL),
+    # "influence" (MoDeGPT), or, of ranks, "linear" (LR-SMS)
     ranks: bool  # weights may become pairs of a low rank where a global budget says so: False by default
     streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
     depth: bool  # residual branches are left out whole instead: False
+    rounds: int  # positions are chosen in so many rounds of cutting and restoring: 1 by default
 
 
 class PlanOptions(Choices, total=False):
@@ -40,11 +44,11 @@ class PlanOptions(Choices, total=False):
     keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
     uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
+    schedule: Schedule  # of the rounds: the same share ("geometric", by default) or number ("linear") goes in each
+    slope: float  # of ranks by depth: they fall from the first to the last where it is positive, else they rise
     seed: int
     progress: Progress | None
-    surveys: (
-        dict[str, Survey] | None
-    )  # what a global budget found out is kept here, for the next plan with other shares
+    surveys: dict[str, Survey] | None  # keeps what a global budget found out, for the next plan with other shares
 
 
 # What has no effect where a plan is one of ranks, or of depth, and what it is then.
@@ -72,9 +76,42 @@ def check_options(options: PlanOptions) -> None:
             "ranks are weighed against other cuts by a global budget",
             remedy="give budget='global', or metric= for ranks alone",
         )
+    _check_rounds(dict(options))
+    _check_slope(dict(options))
     kind = "metric" if options.get("metric") is not None else "depth" if options.get("depth") else None
     if kind is not None:
         _refuse_idle(kind, dict(options))
+
+
+def _check_rounds(options: Mapping[str, Any]) -> None:
+    """Returns if the rounds are a number, and what they choose is positions.
+
+    Raises:
+        InputError: else.
+    """
+    rounds, schedule = options.get("rounds", 1), options.get("schedule", "geometric")
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise InputError(f"rounds must be a whole number of at least 1, got {rounds}")
+    _known("schedule", schedule, SCHEDULES)
+    if rounds == 1 and schedule != "geometric":
+        raise InputError("schedule: no effect with one round", remedy="leave it out, or give more rounds")
+    based = [name for name in ("subspace", "streams", "metric", "depth") if options.get(name)]
+    if rounds > 1 and based:
+        raise InputError(
+            f"{rounds} rounds choose positions, and {based[0]!r} does not",
+            rule="the positions of rounds can be composed; bases, ranks and depth cannot",
+            remedy="leave the rounds out, or choose by position: fasp, osscar, flap, transact, owl or magnitude",
+        )
+
+
+def _check_slope(options: Mapping[str, Any]) -> None:
+    budget, slope = options.get("budget", "uniform"), options.get("slope", SLOPE)
+    if not isinstance(slope, int | float) or isinstance(slope, bool) or not -1 < slope < 1:
+        raise InputError(f"slope must lie between -1 and 1, got {slope}", remedy="0.25 has the first weights keep more")
+    if slope != SLOPE and budget != "linear":
+        raise InputError("slope: no effect where ranks do not go by depth", remedy="give --budget linear")
+    if budget == "linear" and options.get("metric") is None:
+        raise InputError("the budget 'linear' divides ranks, and none are chosen", remedy="choose --method lr-sms")
 
 
 def _known(what: str, value: object, choices: Sequence[object]) -> None:
@@ -86,7 +123,7 @@ def _known(what: str, value: object, choices: Sequence[object]) -> None:
 def _refuse_idle(kind: str, options: dict[str, Any]) -> None:
     idle = [name for name in _IDLE[kind] if options.get(name)]
     idle += ["importance"] * (options.get("importance", "magnitude") != "magnitude")
-    budgets = ("uniform", "global") if kind == "metric" else ("uniform",)
+    budgets = ("uniform", "global", "linear") if kind == "metric" else ("uniform",)
     idle += ["budget"] * (options.get("budget", "uniform") not in budgets)
     idle += ["round_to"] * (kind == "depth" and options.get("round_to", 1) != 1)
     if idle:

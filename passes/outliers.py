@@ -9,10 +9,11 @@ from torch import Tensor
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.evaluate import Evaluator
+from fxslim.passes.budget import Widths
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.statistics import CalibrationWalk
 
-__all__ = ["outlier_shares", "width_offsets"]
+__all__ = ["outlier_shares", "shifted", "width_offsets"]
 
 _TIMES = 5.0  # an entry is an outlier above this multiple of the mean
 _LAMBDA = 0.08  # widths differ by at most twice this
@@ -48,3 +49,13 @@ def width_offsets(groups: Sequence[Group], shares: Mapping[str, float]) -> dict[
     scaled = {g.axis: (shares[g.name] - low) / (high - low) * 2 * _LAMBDA for g in groups if g.name in shares}
     mean = sum(scaled.values()) / len(scaled)
     return {axis: value - mean for axis, value in scaled.items()}
+
+
+def shifted(offsets: Mapping[Axis, float]) -> Widths:
+    """The common width with the offsets added, less of them towards both ends, at which all groups are alike."""
+
+    def widths(width: float) -> dict[Axis, float]:
+        room = min(1.0, 2 * width, 2 - 2 * width)
+        return {axis: width + room * offset for axis, offset in offsets.items()}
+
+    return widths

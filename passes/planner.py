@@ -16,19 +16,22 @@ from fxslim.graph.costs import CostModel
 from fxslim.graph.errors import InputError, PlanError, VerifyError
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases
-from fxslim.passes.budget import TOLERANCE, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.budget import TOLERANCE, Widths, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.importance import BY_DATA, Chooser, scores_for, sums_once, top
+from fxslim.passes.influence import by_influence
 from fxslim.passes.low_rank import Matrix, find_matrices
 from fxslim.passes.options import PlanOptions, check_options, matches_weight, patterns, uncounted_names
-from fxslim.passes.outliers import outlier_shares, width_offsets
+from fxslim.passes.outliers import outlier_shares, shifted, width_offsets
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
 from fxslim.passes.probe import probe
+from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
+from fxslim.passes.rounds import cuts_in_rounds
 from fxslim.passes.sized import Sized, with_pairs
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces, leading
@@ -90,7 +93,24 @@ def plan_and_restore(
     if options.get("streams"):
         return _with_streams(analysis, keep, calibration, options)
     work = _Planner(analysis, keep, calibration, options)
-    return work.planned(work.counts())
+    return _in_rounds(work, options) if options.get("rounds", 1) > 1 else work.planned(work.counts())
+
+
+def _in_rounds(work: _Planner, options: PlanOptions) -> Planned:
+    """The plan whose positions are chosen in several rounds; how many there are is decided on the original."""
+    counts = work.counts()
+    number = {g.name: counts[g.axis] for g in work.chosen if counts[g.axis] < g.size}
+
+    def choose(analysis: Analysis, left: Mapping[str, int]) -> tuple[Cut, ...]:
+        own: PlanOptions = {**options, "groups": list(left), "keep_fixed": ()}
+        step = _Planner(analysis, work.keep, work.batches, own)
+        return step.planned({g.axis: left[g.name] for g in step.chosen}).plan.cuts
+
+    rounds, schedule = options.get("rounds", 1), options.get("schedule", "geometric")
+    cuts = cuts_in_rounds(work.analysis, number, rounds, schedule, choose, work.batches, work.progress)
+    program, made = work.analysis.program, {**work.options(), "rounds": rounds, "schedule": schedule}
+    predicted, steps = work.costs.change(counts=counts), preparations_of(program)
+    return Planned(Plan(program.fingerprint(), cuts, made, predicted, tuple(work.notes), steps), work.analysis, None)
 
 
 def _ranks(
@@ -103,7 +123,7 @@ def _ranks(
         round_to=options.get("round_to", 1), groups=patterns(options.get("groups")),
         keep_fixed=patterns(options.get("keep_fixed", ())) or (),
         uncounted=uncounted_names(analysis, patterns(options.get("uncounted", ())) or []),
-        progress=options.get("progress"),
+        progress=options.get("progress"), slope=options.get("slope", SLOPE),
     )  # fmt: skip
     return Planned(plan, opened, None)
 
@@ -242,15 +262,17 @@ class _Planner:
         if self.budget == "global":
             return self._allocated(self.costs)
         if self.keep is not None:
-            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._offsets())
+            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._widths())
         assert self.width is not None
         return counts_for_width(self.chosen, self.width, self.round_to)
 
-    def _offsets(self) -> dict[Axis, float] | None:
-        if self.budget != "outliers":
-            return None
-        assert self.batches is not None
-        return width_offsets(self.chosen, outlier_shares(self.analysis, self.chosen, self.batches))
+    def _widths(self) -> Widths | None:
+        """What single groups keep beside the common ratio."""
+        if self.budget == "outliers" and self.batches:
+            return shifted(width_offsets(self.chosen, outlier_shares(self.analysis, self.chosen, self.batches)))
+        if self.budget == "influence" and self.batches:
+            return by_influence(self.analysis, self.chosen, self.batches)
+        return None
 
     def _allocated(self, costs: CostModel) -> dict[Axis, int]:
         assert self.keep is not None and self.batches is not None
@@ -325,7 +347,7 @@ class _Planner:
         costs = CostModel(opened.axes, self.costs.uncounted) if self.ranks else self.costs
         remaining = {opened.group(name).axis: count for name, count in sized.number.items()}
         plan = Plan(
-            opened.program.fingerprint(), cuts, self._options(), self.costs.change(costs, remaining),
+            opened.program.fingerprint(), cuts, self.options(), self.costs.change(costs, remaining),
             tuple(self.notes), preparations_of(opened.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(
@@ -365,7 +387,8 @@ class _Planner:
             bases |= survey(sized.analysis, [], missing, fitted(self.batches), self.progress).bases
         return change_bases(sized.analysis, Survey({}, bases, sized.subspaces, ()), names)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """How the plan was made, as it says itself."""
         return {
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "ranks": bool(self.matrices), "budget": self.budget, "round_to": self.round_to,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from fxslim.passes.options import matches_weight
 from fxslim.passes.pairs import Metric, Pair, find_pairs, pair_bases
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
+from fxslim.passes.rank_schedule import SLOPE, by_depth
 from fxslim.passes.restore import Progress
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import leading
@@ -49,11 +50,13 @@ def plan_ranks(
     analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, metric: Metric, *,
     budget: Budget = "uniform", of: Target = "params", round_to: int = 1, groups: Sequence[str] | None = None,
     keep_fixed: Sequence[str] = (), uncounted: frozenset[str] = frozenset(), progress: Progress | None = None,
+    slope: float = SLOPE,
 ) -> tuple[Plan, Analysis]:  # fmt: skip
     """A plan that keeps the share `keep` by low ranks alone, and the analysis of the program that it applies to.
 
     With a uniform budget every weight keeps the same share of its own cost. With a global one a single threshold on
     normalised singular values decides: weights of a rank above their break-even stay whole (WeLore, Jaiswal 2024).
+    With a linear one the share changes with depth, by `slope` (LR-SMS, Fernandez-Lopez 2024).
 
     Raises:
         InputError: an option is out of range, no weight can be factorised, or data is missing.
@@ -66,13 +69,19 @@ def plan_ranks(
         raise InputError(f"the metric {metric!r} needs calibration data", remedy="give `calibration=`")
     work = _Ranks(analysis, batches, metric, CostModel(analysis.axes, uncounted), of, round_to, progress)
     candidates = work.candidates(groups, keep_fixed, uncounted)
-    chosen = work.choose(candidates, keep, budget) if keep < 1 else {}
+    rules: dict[str, Rule] = {"uniform": _by_share, "global": _by_threshold, "linear": by_depth(analysis, slope)}
+    chosen = work.choose(candidates, keep, rules[budget]) if keep < 1 else {}
     options = {
         "keep": keep, "of": of, "metric": metric, "budget": budget, "round_to": round_to, "groups": groups,
         "keep_fixed": list(keep_fixed), "uncounted": sorted(uncounted),
         "data": digest(batches) if batches and metric != "plain" else None,
+        "slope": slope if budget == "linear" else None,
     }  # fmt: skip
     return work.planned(chosen, options)
+
+
+Rule = Callable[[Sequence[_Candidate], float, int], dict[str, int]]
+"""Ranks of all candidates at a degree from 0, where the most is kept, to 1; multiples of the last argument."""
 
 
 class _Ranks:
@@ -127,10 +136,9 @@ class _Ranks:
         rank = len(self.analysis.program.info[name].shape)
         return any(matches_weight(name, rank, pattern) for pattern in given)
 
-    def choose(self, candidates: Sequence[_Candidate], keep: float, budget: Budget) -> dict[str, int]:
+    def choose(self, candidates: Sequence[_Candidate], keep: float, rule: Rule) -> dict[str, int]:
         """The ranks of the weights that become pairs."""
         total = self.costs.whole(self.of)
-        rule = _by_share if budget == "uniform" else _by_threshold
         low, high = 0.0, 1.0  # more is kept at the lower end
         for _ in range(_STEPS):
             middle = (low + high) / 2

@@ -43,6 +43,21 @@ def test_slim_by_the_name_of_a_method(data: Path, tmp_path: Path) -> None:
     assert abs(after / before - 0.7) < 0.01
 
 
+def test_rounds_and_ranks_by_depth_are_written_down(data: Path, tmp_path: Path) -> None:
+    words: tuple[object, ...] = ("--method", "fasp", "--rounds", "2", "--schedule", "linear", "--calibration", data)
+    result = run("slim", BOTTLENECK, "--keep", "0.7", *words, "--json", *FAST, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    report, plan = json.loads(result.stdout), Plan.load(tmp_path / "out/plan.json")
+    assert report["verdict"] == "ok" and "--rounds 2 --schedule linear" in report["command"]
+    assert (plan.options["rounds"], plan.options["schedule"], plan.options["budget"]) == (2, "linear", "uniform")
+    path = tmp_path / "plan.json"
+    result = run("plan", BOTTLENECK, "--keep", "0.7", *words, "-o", path)
+    assert result.exit_code == 0 and Plan.load(path).cuts == plan.cuts
+    result = run("plan", BOTTLENECK, "--keep", "0.8", "--method", "lr-sms", "--slope", "-0.5", "-o", path)
+    assert result.exit_code == 0, result.output
+    assert (Plan.load(path).options["slope"], Plan.load(path).options["budget"]) == (-0.5, "linear")
+
+
 def test_slim_takes_the_best_with_data_as_plan_does(best: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("slim", BOTTLENECK, "--keep", "0.6", "--calibration", data, "--json", *FAST, "-o", out)
@@ -96,6 +111,13 @@ def test_a_method_that_is_none_names_the_choices(command: str, tmp_path: Path) -
         (("--width", "0.7", "--budget", "global", "--calibration", "DATA"), "a global budget divides a share"),
         (("--plan", "plan.json", "--method", "fasp"), "--method: no effect"),
         (("--plan", "plan.json", "--budget", "global"), "--budget: no effect"),
+        (("--plan", "plan.json", "--rounds", "2", "--slope", "0.1"), "--rounds, --slope: no effect"),
+        (("--keep", "0.7", "--rounds", "2", "--calibration", "DATA"), "2 rounds choose positions, and 'subspace' does"),
+        (("--keep", "0.7", "--method", "fasp", "--rounds", "0", "--calibration", "DATA"), "rounds must be a whole"),
+        (("--keep", "0.7", "--schedule", "linear"), "schedule: no effect with one round"),
+        (("--keep", "0.7", "--slope", "-0.5"), "slope: no effect"),
+        (("--keep", "0.7", "--budget", "linear"), "'linear' divides ranks"),
+        (("--keep", "0.7", "--budget", "influence", "--calibration", "DATA"), "none holds a group"),
     ],
 )
 def test_bad_options(words: tuple[str, ...], part: str, data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import get_args
 
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxslim import cli_plan, cli_slim
 from fxslim.api import Applied, apply_plan, compress, make_plan, prove
-from fxslim.cli_common import BudgetName, ImportanceName, MethodName
+from fxslim.cli_common import BudgetName, ImportanceName, MethodName, ScheduleName
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
 from fxslim.graph.costs import CostModel, Target
@@ -24,6 +26,8 @@ from fxslim.passes.budget import BUDGETS
 from fxslim.passes.importance import BY_DATA, IMPORTANCES
 from fxslim.passes.methods import DEFAULT, METHODS, Settings, settings
 from fxslim.passes.plan import Plan
+from fxslim.passes.rank_schedule import SLOPE
+from fxslim.passes.rounds import SCHEDULES
 from tests.models.nets import captured
 
 EXACT = 1e-9  # float64 rounding, relative to an output's largest magnitude
@@ -212,6 +216,8 @@ def test_the_command_line_offers_every_choice() -> None:
     for offered, known in ((MethodName, METHODS), (ImportanceName, IMPORTANCES), (BudgetName, BUDGETS)):
         literal, _none = get_args(get_args(offered)[0])
         assert set(get_args(literal)) == set(known)
+    assert set(get_args(get_args(ScheduleName)[0])) == set(SCHEDULES)
+    assert {signature(command).parameters["slope"].default for command in (cli_plan.plan, cli_slim.slim)} == {SLOPE}
 
 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:

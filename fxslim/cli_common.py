@@ -60,6 +60,7 @@ MethodName = Annotated[
         "svd-llm",
         "welore",
         "shortgpt",
+        "foldgpt",
         "magnitude",
     ]
     | None,

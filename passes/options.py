@@ -27,6 +27,7 @@ class Choices(TypedDict, total=False):
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
     depth: bool  # residual branches are left out whole instead: False
+    share: bool  # neighbouring residual branches use one set of weights instead: False
 
 
 class PlanOptions(Choices, total=False):
@@ -42,11 +43,15 @@ class PlanOptions(Choices, total=False):
     progress: Progress | None
 
 
-# What has no effect where a plan is one of ranks, or of depth, and what it is then.
+# What has no effect where a plan is one of ranks, of depth or of sharing.
 _IDLE: dict[str, tuple[str, ...]] = {
-    "metric": ("depth", "streams", "subspace", "inexact", "width"),
+    "metric": ("depth", "share", "streams", "subspace", "inexact", "width"),
+    "share": ("depth", "streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
     "depth": ("streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
 }
+_DONE = {
+    "metric": "ranks are chosen", "share": "residual branches share weights", "depth": "residual branches are left out",
+}  # fmt: skip
 
 
 def check_options(options: PlanOptions) -> None:
@@ -62,7 +67,7 @@ def check_options(options: PlanOptions) -> None:
     round_to = options.get("round_to", 1)
     if not isinstance(round_to, int) or round_to < 1:
         raise InputError(f"round_to must be a whole number of at least 1, got {round_to}")
-    kind = "metric" if options.get("metric") is not None else "depth" if options.get("depth") else None
+    kind = next((kind for kind in _IDLE if options.get(kind)), None)
     if kind is not None:
         _refuse_idle(kind, dict(options))
 
@@ -78,10 +83,11 @@ def _refuse_idle(kind: str, options: dict[str, Any]) -> None:
     idle += ["importance"] * (options.get("importance", "magnitude") != "magnitude")
     budgets = ("uniform", "global") if kind == "metric" else ("uniform",)
     idle += ["budget"] * (options.get("budget", "uniform") not in budgets)
-    idle += ["round_to"] * (kind == "depth" and options.get("round_to", 1) != 1)
+    idle += ["round_to"] * (kind != "metric" and options.get("round_to", 1) != 1)
     if idle:
-        what = "ranks are chosen" if kind == "metric" else "residual branches are left out"
-        raise InputError(f"{', '.join(idle)}: no effect where {what}", remedy="leave it out, or choose another method")
+        raise InputError(
+            f"{', '.join(idle)}: no effect where {_DONE[kind]}", remedy="leave it out, or choose another method"
+        )
 
 
 def patterns(given: Sequence[str] | str | None) -> list[str] | None:

@@ -25,6 +25,8 @@ from fxslim.passes.prove import TOLERANCE, Proof
 from fxslim.passes.prove import prove as _prove
 from fxslim.passes.prune import Prune
 from fxslim.passes.restore import Progress, Restoration, restore_weights
+from fxslim.passes.restore_shared import restore_shared
+from fxslim.passes.share_branches import before_sharing, shared_weights, sharing_steps
 
 __all__ = [
     "Applied",
@@ -71,14 +73,16 @@ def make_plan(
 
 
 def prepare(program: Program | Analysis, passes: Sequence[str] = ALWAYS) -> Program:
-    """The program after passes that open it to more cuts. All preserve its numerics but for `drop-branches`.
+    """The program after passes that open it to more cuts. All preserve its numerics but for `drop-branches` and
+    `share-branches`.
 
     `fold-constants` computes once what depends on weights alone (weight normalisation); `split-fused` splits
     projections that compute q, k and v in one product, so that V alone can be cut;
     `factorise{weights=a.weight+b.weight}` makes each weight [n, k] a pair [r, k], [n, r] with r = min(n, k), whose
     inner axis (kind `rank`) can be cut; `fold-norms` leaves norms nothing but their statistic, so that residual streams
-    can be rotated; `drop-branches{adds=add_1+add_5}` leaves residual branches out whole. A plan for the result repeats
-    them.
+    can be rotated; `drop-branches{adds=add_1+add_5}` leaves residual branches out whole;
+    `share-branches{adds=add_1+add_5}` lets branches use the matrices of the first one named. A plan for the result
+    repeats them.
 
     Raises:
         InputError: there is no such pass, its text is malformed, or a weight cannot be factorised.
@@ -111,7 +115,8 @@ def apply_plan(
     progress: Progress | None = None,
 ) -> Applied:
     """Like `apply`, with a row for every refitted weight."""
-    analysis, batches = for_plan(program, plan), _listed(calibration)
+    given, batches = _analysis(program), _listed(calibration)
+    analysis = for_plan(given, plan)
     if restore not in (None, "least-squares", "none"):
         raise InputError(f"unknown restoration {restore!r}", remedy="choose least-squares or none")
     if restore is None and plan.options.get("restore") == "none":
@@ -123,7 +128,10 @@ def apply_plan(
     if batches is None:
         raise InputError("restoration needs calibration data", remedy="give `calibration=`, or restore='none'")
     analysis = in_bases(analysis, plan, batches)
-    restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress)
+    if plan.options.get("share"):
+        restoration = restore_shared(*_unshared(given, plan), batches, progress)
+    else:
+        restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress)
     return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration, analysis)
 
 
@@ -148,7 +156,8 @@ def compress(
     if made.restoration is not None and restore in (None, "least-squares"):
         program = Prune(made.plan, restored=made.restoration.weights)(made.analysis).program
         return made.plan, Applied(program, made.restoration, made.analysis)
-    return made.plan, apply_plan(made.analysis, made.plan, restore, batches, options.get("progress"))
+    given = analysis if options.get("share") else made.analysis  # shared weights are refitted from the original ones
+    return made.plan, apply_plan(given, made.plan, restore, batches, options.get("progress"))
 
 
 def prove(
@@ -183,6 +192,23 @@ def for_plan(program: Program | Analysis, plan: Plan) -> Analysis:
             remedy="make a plan for this model with `fxslim plan`",
         ) from error
     return prepared if prepared.program.fingerprint() == plan.fingerprint else analysis
+
+
+def _unshared(given: Analysis, plan: Plan) -> tuple[Analysis, list[dict[str, str]]]:
+    """The analysis of the program before the plan lets branches share their weights, and for each set of branches the
+    weights that go -> those that are used instead.
+
+    Raises:
+        InputError: the program has been prepared: the weights that went are not in it any more.
+    """
+    if given.program.fingerprint() == plan.fingerprint:
+        raise InputError(
+            "shared weights are refitted from those of all branches, and the program has one set of them already",
+            remedy="give the program as it was captured, or restore='none'",
+        )
+    before = _prepare(given, before_sharing(plan.prepare))
+    steps = [step for step in sharing_steps(plan.prepare) if step.spec() not in before.program.history]
+    return before, [shared_weights(before.program, step.adds) for step in steps]
 
 
 def _analysis(program: Program | Analysis) -> Analysis:

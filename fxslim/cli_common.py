@@ -61,6 +61,7 @@ MethodName = Annotated[
         "welore",
         "lr-sms",
         "shortgpt",
+        "foldgpt",
         "magnitude",
     ]
     | None,

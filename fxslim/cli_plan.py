@@ -139,18 +139,20 @@ def apply(
     quiet: c.Quiet = False,
 ) -> None:
     """Apply a plan: OUT becomes the slim program."""
-    from fxslim.api import apply_plan
+    from fxslim.api import apply_plan, for_plan
     from fxslim.calibration import shortage_of
     from fxslim.outputs import OutputDirectory
     from fxslim.passes.plan import Plan
+    from fxslim.passes.share_branches import before_sharing
     from fxslim.pipeline import calibration_of
 
     chosen = Plan.load(plan)
     with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
         source, analysis = c.opened(
-            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
-        chosen.selection(analysis)  # refuses a plan of another model before anything costs time
+            shown, model, prepare=before_sharing(chosen.prepare), trust_pt2=trust_pt2,
+            trust_remote_code=trust_remote_code, dtype=dtype,
+        )  # fmt: skip
+        chosen.selection(for_plan(analysis, chosen))  # refuses a plan of another model before anything costs time
         data = None
         if restore != "none" or chosen.subspaces:
             data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)

@@ -40,6 +40,7 @@ from fxslim.passes.methods import Restore, settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.rounds import Schedule
+from fxslim.passes.share_branches import before_sharing
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
 from fxslim.sources import Source
@@ -205,7 +206,7 @@ def _load(options: SlimOptions, run: _Run) -> tuple[Source, Analysis]:
     with run.step("capture"):
         program = source.program
     with run.step("analyze"):
-        names = Plan.load(options.plan).prepare if options.plan is not None else None
+        names = before_sharing(Plan.load(options.plan).prepare) if options.plan is not None else None
         return source, prepared(program, names, split_fused=options.split_fused)
 
 
@@ -224,11 +225,11 @@ def _work(
         _refuse_unscorable(source, evaluation)
     with run.step("plan"):
         plan, applied = _plan(options, analysis, calibration, run)
-        analysis = for_plan(analysis, plan)
+        given, analysis = analysis, for_plan(analysis, plan)
         plan.selection(analysis)  # refuses a plan of another model before anything costs time
     with run.step("apply"):
         if applied is None:
-            applied = apply_plan(analysis, plan, options.restore, calibration, run.watcher.progress)
+            applied = apply_plan(given, plan, options.restore, calibration, run.watcher.progress)
     with run.step("prove"):
         proof = prove(applied.analysis, plan)
     with run.step("evaluate"):

@@ -82,6 +82,23 @@ class Rewriter:
         self._replaced[old] = new
         self.edits["node"] += 1
 
+    def tie(self, name: str, other: str) -> None:
+        """All that read the weight `other` read `name` instead, and `other` becomes another name of it.
+
+        Raises:
+            VerifyError: they differ in shape or type.
+        """
+        nodes, info = self.program.weight_nodes(), self.program.info
+        kept, gone = info[name], info[other]
+        if (kept.shape, kept.dtype) != (gone.shape, gone.dtype):
+            raise VerifyError(f"the weights {name!r} and {other!r} differ in shape or type", at=self.pass_name)
+        if nodes[other] < nodes[name]:
+            nodes[other].prepend(nodes[name])  # it is read before
+        self.replace(nodes[other], nodes[name])
+        self.program.graph.erase_node(nodes[other])
+        del self.program.weights[other], info[other]
+        info[name] = replace(kept, aliases=(*kept.aliases, other, *gone.aliases))
+
     def sweep(self) -> None:
         """Removes nodes whose value nothing reads, and with them weights that were read before and no longer are."""
         read = set(self.program.weight_nodes())

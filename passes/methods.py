@@ -36,6 +36,7 @@ class Settings:
     streams: bool = False  # residual streams are opened and cut in another basis
     groups: tuple[str, ...] | None = None  # only these kinds are cut
     depth: bool = False  # residual branches are left out whole instead
+    share: bool = False  # neighbouring residual branches use one set of weights instead
     metric: Metric | None = None  # linear maps become pairs of a low rank instead; how their inputs are weighed
     rounds: int = 1  # of choosing positions
 
@@ -43,8 +44,8 @@ class Settings:
         """What they say to a plan."""
         return {
             "importance": self.importance, "subspace": self.subspace, "budget": self.budget, "ranks": self.ranks,
-            "streams": self.streams, "groups": self.groups, "depth": self.depth, "metric": self.metric,
-            "rounds": self.rounds,
+            "streams": self.streams, "groups": self.groups, "depth": self.depth, "share": self.share,
+            "metric": self.metric, "rounds": self.rounds,
         }  # fmt: skip
 
 
@@ -81,6 +82,8 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "lr-sms": Settings("magnitude", False, "linear", "none", metric="plain"),
         # ShortGPT (Men 2024, arXiv 2403.03853), attention and feed-forward branches each by themselves.
         "shortgpt": Settings("magnitude", False, "uniform", "none", depth=True),
+        # FoldGPT's sharing (Liu 2024, arXiv 2407.00928), in closed form in the place of its fine-tuning.
+        "foldgpt": Settings("magnitude", False, "uniform", "least-squares", share=True),
         # Li 2017 (arXiv 1608.08710); needs no data.
         "magnitude": Settings("magnitude", False, "uniform", "none"),
     }
@@ -89,7 +92,7 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
 
 def _needs_data(chosen: Settings) -> bool:
     by_inputs = chosen.metric in ("scaled", "whitened")
-    return chosen.importance in BY_DATA or chosen.subspace or by_inputs or chosen.depth
+    return chosen.importance in BY_DATA or chosen.subspace or by_inputs or chosen.depth or chosen.share
 
 
 def settings(

@@ -33,6 +33,7 @@ class Choices(TypedDict, total=False):
     metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed
     depth: bool  # residual branches are left out whole instead: False
     rounds: int  # positions are chosen in so many rounds of cutting and restoring: 1 by default
+    share: bool  # neighbouring residual branches use one set of weights instead: False
 
 
 class PlanOptions(Choices, total=False):
@@ -51,11 +52,15 @@ class PlanOptions(Choices, total=False):
     surveys: dict[str, Survey] | None  # keeps what a global budget found out, for the next plan with other shares
 
 
-# What has no effect where a plan is one of ranks, or of depth, and what it is then.
+# What has no effect where a plan is one of ranks, of depth or of sharing.
 _IDLE: dict[str, tuple[str, ...]] = {
-    "metric": ("depth", "ranks", "streams", "subspace", "inexact", "width"),
+    "metric": ("depth", "share", "ranks", "streams", "subspace", "inexact", "width"),
+    "share": ("depth", "ranks", "streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
     "depth": ("ranks", "streams", "subspace", "inexact", "width", "groups", "keep_fixed"),
 }
+_DONE = {
+    "metric": "ranks are chosen", "share": "residual branches share weights", "depth": "residual branches are left out",
+}  # fmt: skip
 
 
 def check_options(options: PlanOptions) -> None:
@@ -78,7 +83,7 @@ def check_options(options: PlanOptions) -> None:
         )
     _check_rounds(dict(options))
     _check_slope(dict(options))
-    kind = "metric" if options.get("metric") is not None else "depth" if options.get("depth") else None
+    kind = next((kind for kind in _IDLE if options.get(kind)), None)
     if kind is not None:
         _refuse_idle(kind, dict(options))
 
@@ -95,7 +100,7 @@ def _check_rounds(options: Mapping[str, Any]) -> None:
     _known("schedule", schedule, SCHEDULES)
     if rounds == 1 and schedule != "geometric":
         raise InputError("schedule: no effect with one round", remedy="leave it out, or give more rounds")
-    based = [name for name in ("subspace", "streams", "metric", "depth") if options.get(name)]
+    based = [name for name in ("subspace", "ranks", "streams", "metric", "share", "depth") if options.get(name)]
     if rounds > 1 and based:
         raise InputError(
             f"{rounds} rounds choose positions, and {based[0]!r} does not",
@@ -125,10 +130,11 @@ def _refuse_idle(kind: str, options: dict[str, Any]) -> None:
     idle += ["importance"] * (options.get("importance", "magnitude") != "magnitude")
     budgets = ("uniform", "global", "linear") if kind == "metric" else ("uniform",)
     idle += ["budget"] * (options.get("budget", "uniform") not in budgets)
-    idle += ["round_to"] * (kind == "depth" and options.get("round_to", 1) != 1)
+    idle += ["round_to"] * (kind != "metric" and options.get("round_to", 1) != 1)
     if idle:
-        what = "ranks are chosen" if kind == "metric" else "residual branches are left out"
-        raise InputError(f"{', '.join(idle)}: no effect where {what}", remedy="leave it out, or choose another method")
+        raise InputError(
+            f"{', '.join(idle)}: no effect where {_DONE[kind]}", remedy="leave it out, or choose another method"
+        )
 
 
 def patterns(given: Sequence[str] | str | None) -> list[str] | None:

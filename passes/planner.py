@@ -32,6 +32,7 @@ from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
 from fxslim.passes.rounds import cuts_in_rounds
+from fxslim.passes.sharing import plan_sharing
 from fxslim.passes.sized import Sized, with_pairs
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces, leading
@@ -86,9 +87,10 @@ def plan_and_restore(
     check_options(options)
     if options.get("metric") is not None:
         return _ranks(analysis, keep, calibration, options)
-    if options.get("depth"):
+    if options.get("depth") or options.get("share"):
+        by_branches = plan_sharing if options.get("share") else plan_depth
         left = uncounted_names(analysis, patterns(options.get("uncounted", ())) or [])
-        plan, slim = plan_depth(analysis, keep, calibration, of=options.get("of", "params"), uncounted=left)
+        plan, slim = by_branches(analysis, keep, calibration, of=options.get("of", "params"), uncounted=left)
         return Planned(plan, slim, None)
     if options.get("streams"):
         return _with_streams(analysis, keep, calibration, options)

@@ -1,5 +1,5 @@
 """Preparation: passes that come before the cuts of a plan. All preserve the numerics and open a program to more cuts,
-but for one, which leaves residual branches out."""
+but for two, which leave residual branches out and let them share weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from fxslim.passes.drop_branches import DropBranches
 from fxslim.passes.factorise import Factorise
 from fxslim.passes.fold import FoldConstants
 from fxslim.passes.fold_norms import FoldNorms
+from fxslim.passes.share_branches import ShareBranches
 from fxslim.passes.spec import parse_pass, spec_name
 from fxslim.passes.split import SplitFused
 
 __all__ = ["ALWAYS", "PREPARATIONS", "SPLIT", "preparations_of", "prepare"]
 
-_PASSES: tuple[type[Pass], ...] = (FoldConstants, SplitFused, FoldNorms, Factorise, DropBranches)
+_PASSES: tuple[type[Pass], ...] = (FoldConstants, SplitFused, FoldNorms, Factorise, DropBranches, ShareBranches)
 PREPARATIONS: dict[str, type[Pass]] = {kind.name: kind for kind in _PASSES}
 ALWAYS, SPLIT = (FoldConstants.name,), SplitFused.name
 

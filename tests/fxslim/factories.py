@@ -90,3 +90,24 @@ class Bottleneck(nn.Module):
 def bottleneck() -> tuple[Any, ...]:
     torch.manual_seed(0)
     return Bottleneck(), (torch.randn(2, FEATURES),), None, ({0: "batch"},)
+
+
+class Repeated(nn.Module):
+    """Three residual branches of one structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [nn.Sequential(nn.Linear(FEATURES, 24), nn.Tanh(), nn.Linear(24, FEATURES)) for _ in range(3)]
+        )
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(x)
+
+
+def repeated() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    return Repeated(), (torch.randn(2, FEATURES),), None, ({0: "batch"},)

@@ -127,3 +127,17 @@ def test_an_added_call_stands_where_the_one_that_it_is_like_stood() -> None:
     assert "from_pass" not in linear.meta
     with pytest.raises(VerifyError, match="does not run"):
         rewriter.add_call(torch.ops.aten.mm.default, (linear, linear), like=linear)
+
+
+def test_a_tied_weight_is_read_before_it_is_used_and_keeps_both_names() -> None:
+    torch.manual_seed(0)
+    analysis = analyze(capture(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)), (torch.randn(2, 3),)))
+    rewriter = Rewriter(analysis.program, "test")
+    rewriter.tie("2.weight", "0.weight")
+    verify(rewriter.program, analysis.program)
+    assert set(rewriter.program.info) == {"0.bias", "2.weight", "2.bias"} and rewriter.modified
+    assert rewriter.program.info["2.weight"].aliases == ("0.weight",)
+    module = rewriter.program.module()
+    assert module.get_parameter("0.weight") is module.get_parameter("2.weight")
+    with pytest.raises(VerifyError, match="differ in shape or type"):
+        rewriter.tie("2.weight", "2.bias")

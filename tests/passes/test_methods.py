@@ -95,7 +95,7 @@ def distance(program: Program, batches: Batches) -> float:
     return sum(float((a.exp() * (a - b)).sum(-1).mean()) for a, b in pairs) / len(pairs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].share])  # which needs neighbours: test_sharing
 def test_every_method_meets_the_budget_and_is_proven(method: str) -> None:
     analysis, data, held_out = small()
     plan, made = slimmed(method)
@@ -186,7 +186,13 @@ def test_a_width_leaves_nothing_to_divide() -> None:
 def test_methods_know_what_they_need(method: str) -> None:
     chosen = METHODS[method]
     assert chosen.importance in IMPORTANCES and chosen.budget in BUDGETS
-    if chosen.importance in BY_DATA or chosen.subspace or chosen.depth or chosen.metric in ("scaled", "whitened"):
+    if (
+        chosen.importance in BY_DATA
+        or chosen.subspace
+        or chosen.depth
+        or chosen.share
+        or chosen.metric in ("scaled", "whitened")
+    ):
         with pytest.raises(InputError, match=f"the method '{method}' needs calibration data"):
             settings(method, data=False)
     else:
@@ -205,7 +211,7 @@ def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
     said: dict[str, tuple[object, ...]] = {}
     for name, *cells in rows:  # the first table is that of the settings
         said.setdefault(name, tuple(words.get(cell.strip(), cell.strip()) for cell in cells))
-    single = {n for n, m in METHODS.items() if m.metric is None and not m.depth}
+    single = {n for n, m in METHODS.items() if m.metric is None and not m.depth and not m.share}
     assert {n: said[n] for n in said.keys() & single} == {
         n: (m.importance, m.subspace, m.budget, m.restore, m.streams) for n, m in METHODS.items() if n in single
     }

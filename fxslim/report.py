@@ -175,7 +175,9 @@ def _restoration(applied: Applied) -> dict[str, Any] | None:
     if applied.restoration is None:
         return None
     return {
+        "by": applied.restoration.by,
         "rows": [asdict(row) for row in applied.restoration.rows],
+        "norms": [asdict(norm) for norm in applied.restoration.norms],
         "warnings": list(applied.restoration.warnings),
     }
 

@@ -70,10 +70,11 @@ MethodName = Annotated[
     ),
 ]
 BudgetName = Annotated[
-    Literal["uniform", "global", "outliers"] | None,
+    Literal["uniform", "global", "outliers", "standardised"] | None,
     typer.Option(
         "--budget",
-        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers.",
+        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers, by "
+        "standardised scores.",
         show_default=False,
     ),
 ]
@@ -102,7 +103,7 @@ Window = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 RestoreName = Annotated[
-    Literal["least-squares", "none"] | None,
+    Literal["least-squares", "bias", "none"] | None,
     typer.Option(help="How weights are restored. Default: least-squares with calibration data.", show_default=False),
 ]
 SplitFused = Annotated[

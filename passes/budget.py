@@ -15,8 +15,8 @@ from fxslim.graph.errors import InputError, PlanError
 
 __all__ = ["BUDGETS", "TOLERANCE", "Budget", "choose_groups", "counts_for_keep", "counts_for_width", "step_of"]
 
-Budget = Literal["uniform", "global", "outliers"]
-BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers")
+Budget = Literal["uniform", "global", "outliers", "standardised"]
+BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers", "standardised")
 TOLERANCE = 0.01  # a target share is met within this
 _WHOLE_UNITS = ("heads", "key-value heads")  # units of their own: rounding to a multiple is for widths
 

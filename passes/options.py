@@ -22,7 +22,8 @@ class Choices(TypedDict, total=False):
 
     importance: Importance  # how positions are chosen: "magnitude" by default
     subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
-    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, or "outliers" (OWL)
+    budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, "outliers" (OWL), or
+    # "standardised", one ranking of all positions (FLAP)
     streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut
     metric: Metric | None  # linear maps become pairs of a low rank instead of losing positions; how inputs are weighed

@@ -20,13 +20,14 @@ from fxslim.passes.budget import TOLERANCE, choose_groups, counts_for_keep, coun
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
-from fxslim.passes.importance import BY_DATA, Chooser, scores_for, sums_once, top
+from fxslim.passes.importance import BY_DATA, Chooser, scores_for, scores_on_original, sums_once, top
 from fxslim.passes.options import PlanOptions, check_options, patterns, uncounted_names
 from fxslim.passes.outliers import outlier_shares, width_offsets
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
+from fxslim.passes.standardised import standardised_counts
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces, leading
 from fxslim.passes.survey import Survey, fitted, probe, survey
@@ -179,6 +180,7 @@ class _Planner:
         self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
         self.known = known  # a survey of the same program in another form: what it says of a group by name holds here
         self.found: Survey | None = None
+        self.scores: dict[str, Tensor] = {}  # on the original, where one ranking divides the budget and chooses
         self.kept: dict[Axis, int] = {}
         self.expected = 0.0  # the sum of all losses, in units of the output's divergence
 
@@ -187,9 +189,13 @@ class _Planner:
             raise InputError("give either keep or width")
         if self.budget != "uniform" and self.keep is None:
             raise InputError(f"a {self.budget} budget divides a share of the whole", remedy="give keep, not width")
+        if self.budget == "standardised" and self.subspace:
+            raise InputError(
+                "a standardised budget ranks positions, and subspaces have none", remedy="give --budget global"
+            )
         needs = {
             f"the importance {self.importance!r}": self.importance in (*BY_DATA, "taylor"), "subspace": self.subspace,
-            f"the budget {self.budget!r}": self.budget != "uniform",
+            f"the budget {self.budget!r}": self.budget not in ("uniform", "standardised"),
         }  # fmt: skip
         if not self.batches and any(needs.values()):
             what = next(name for name, needed in needs.items() if needed)
@@ -229,6 +235,8 @@ class _Planner:
     def _counts(self) -> dict[Axis, int]:
         if self.budget == "global":
             return self._allocated(self.costs)
+        if self.budget == "standardised":
+            return self._ranked(self.costs)
         if self.keep is not None:
             return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._offsets())
         assert self.width is not None
@@ -258,11 +266,24 @@ class _Planner:
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
         counts = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to)
         self.expected = sum(float(curves[g.name][counts[g.axis]]) for g in self.chosen)
+        self._note_rest(costs, counts, "one unit more of any group would exceed the budget")
+        return counts
+
+    def _note_rest(self, costs: CostModel, counts: Mapping[Axis, int], why: str) -> None:
         share = costs.of(self.of, counts) / costs.whole(self.of)
-        if share < self.keep - TOLERANCE:
-            self.notes.append(
-                f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
-            )
+        if self.keep is not None and share < self.keep - TOLERANCE:
+            self.notes.append(f"{share:.1%} of the {self.of} remain: {why}")
+
+    def _ranked(self, costs: CostModel) -> dict[Axis, int]:
+        """Counts by one ranking of all positions, whose scores choose them as well."""
+        assert self.keep is not None
+        if self.importance in BY_DATA:
+            assert self.batches is not None
+            self.scores = scores_on_original(self.importance, self.analysis, self.chosen, self.batches)
+        else:
+            self.scores = scores_for(self.importance, self.analysis, self.chosen, self.seed, self.batches)
+        counts = standardised_counts(self.chosen, self.scores, self.keep, self.of, costs, self.round_to)
+        self._note_rest(costs, counts, "the position that was ranked next is that large")
         return counts
 
     def _surveyed(self) -> Survey:
@@ -303,9 +324,9 @@ class _Planner:
     ) -> tuple[dict[str, Tensor], Restoration | None]:
         """What each group keeps, by name, where subspaces keep what comes `first`; and the restoration on the way."""
         rest = [g for n, g in groups.items() if n not in first]
-        if self.importance not in BY_DATA:
-            scores = scores_for(self.importance, analysis, rest, self.seed, self.batches)
-            return {**first, **{name: top(score, number[name]) for name, score in scores.items()}}, None
+        if self.scores or self.importance not in BY_DATA:
+            scores = self.scores or scores_for(self.importance, analysis, rest, self.seed, self.batches)
+            return {**first, **{g.name: top(scores[g.name], number[g.name]) for g in rest}}, None
         assert self.batches is not None
         selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})
         counts = {group.axis: number[n] for n, group in groups.items()}

@@ -25,6 +25,7 @@ from fxslim.passes.options import PlanOptions, check_options, patterns, uncounte
 from fxslim.passes.outliers import outlier_shares, width_offsets
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of, prepare
+from fxslim.passes.products import find_products, product_curve, product_scores
 from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.restore import Restoration, restore_weights
 from fxslim.passes.standardised import standardised_counts
@@ -173,8 +174,12 @@ class _Planner:
             self.notes += [f"{text}; it is cut by position" for text in refused]
         self.consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
         based = {s.group.name for s in self.subspaces}
+        asked = self.groups is not None or self.budget == "global"  # at one ratio FASP leaves queries and keys alone
+        unbased = [g for g in self.chosen if g.name not in based and g.exact]
+        self.products = find_products(analysis, unbased if asked and self.importance in BY_DATA else [])
+        self._product_scores: dict[str, Tensor] = {}
         if self.importance in BY_DATA:
-            self._leave_out(based)
+            self._leave_out(based | self.products.keys())
         if self.importance == "obs" or self.budget == "global":
             self._leave_products_out(based)
         self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
@@ -279,7 +284,8 @@ class _Planner:
         assert self.keep is not None
         if self.importance in BY_DATA:
             assert self.batches is not None
-            self.scores = scores_on_original(self.importance, self.analysis, self.chosen, self.batches)
+            by_weights = scores_on_original(self.importance, self.analysis, self.chosen, self.batches)
+            self.scores = {**by_weights, **self._scored_products(self.chosen)}
         else:
             self.scores = scores_for(self.importance, self.analysis, self.chosen, self.seed, self.batches)
         counts = standardised_counts(self.chosen, self.scores, self.keep, self.of, costs, self.round_to)
@@ -295,7 +301,9 @@ class _Planner:
             if len(curves) == len(self.chosen) and bases.keys() == based & curves.keys():
                 return Survey(curves, bases, tuple(self.subspaces), ())
         assert self.batches is not None
-        found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
+        weighted = [g for g in self.chosen if g.name not in self.products]
+        found = survey(self.analysis, weighted, self.subspaces, fitted(self.batches), self.progress)
+        found.curves.update((n, product_curve(s)) for n, s in self._scored_products(self.chosen).items())
         changed = change_bases(self.analysis, found, tuple(found.bases))
         for analysis, in_basis in ((changed, True), (self.analysis, False)):
             own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
@@ -309,20 +317,30 @@ class _Planner:
         analysis = self._in_bases([s for s in self.subspaces if s.group.name in number])
         groups = {name: analysis.group(name) for name in number}
         first = {s.group.name: leading(s.group, number[s.group.name]) for s in self.subspaces if s.group.name in number}
-        masks, restoration = self._choose(analysis, groups, number, first)
+        alone = {n: top(s, number[n]) for n, s in self._scored_products(cut).items()}
+        masks, restoration = self._choose(analysis, groups, number, {**first, **alone})
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         plan = Plan(
             self.analysis.program.fingerprint(), cuts, self._options(), self.costs.change(counts=counts),
             tuple(self.notes), preparations_of(self.analysis.program),
         )  # fmt: skip
-        if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
+        if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in {**first, **alone}):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
         return Planned(plan, analysis, restoration)
+
+    def _scored_products(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """The scores of those groups that products of activations alone sum over, by name."""
+        wanted = [g for g in groups if g.name in self.products]
+        if new := [g for g in wanted if g.name not in self._product_scores]:
+            assert self.batches is not None
+            batches = fitted(self.batches)
+            self._product_scores |= product_scores(self.analysis, new, self.products, batches, self.importance)
+        return {g.name: self._product_scores[g.name] for g in wanted}
 
     def _choose(
         self, analysis: Analysis, groups: Mapping[str, Group], number: Mapping[str, int], first: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Restoration | None]:
-        """What each group keeps, by name, where subspaces keep what comes `first`; and the restoration on the way."""
+        """What each group keeps, by name, where `first` is decided already; and the restoration on the way."""
         rest = [g for n, g in groups.items() if n not in first]
         if self.scores or self.importance not in BY_DATA:
             scores = self.scores or scores_for(self.importance, analysis, rest, self.seed, self.batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from torch import Tensor
 
@@ -97,7 +97,8 @@ def apply(
     calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> Program:
-    """The slim program. `restore` defaults to least squares where calibration data is given, else to plain slicing.
+    """The slim program. `restore` is "least-squares", "bias" (biases alone take over the mean of what was removed) or
+    "none"; where calibration data is given it defaults to what the plan says, or least squares, else to plain slicing.
 
     Raises:
         PlanError: the plan was made for another program.
@@ -117,21 +118,21 @@ def apply_plan(
     """Like `apply`, with a row for every refitted weight."""
     given, batches = _analysis(program), _listed(calibration)
     analysis = for_plan(given, plan)
-    if restore not in (None, "least-squares", "none"):
-        raise InputError(f"unknown restoration {restore!r}", remedy="choose least-squares or none")
-    if restore is None and plan.options.get("restore") == "none":
-        restore = "none"  # the plan's method does not restore
-    wanted = restore == "least-squares" or (restore is None and batches is not None)
-    if not wanted:
+    by: Restore = restore or plan.options.get("restore") or "least-squares"  # as the plan's method says
+    if by not in get_args(Restore):
+        raise InputError(f"unknown restoration {by!r}", remedy=f"choose one of {', '.join(get_args(Restore))}")
+    if by == "none" or (restore is None and batches is None):
         analysis = in_bases(analysis, plan, batches)
         return Applied(Prune(plan)(analysis).program, None, analysis)
     if batches is None:
         raise InputError("restoration needs calibration data", remedy="give `calibration=`, or restore='none'")
     analysis = in_bases(analysis, plan, batches)
     if plan.options.get("share"):
+        if by == "bias":
+            raise InputError("shared weights are refitted by least squares", remedy="give restore='none' for copies")
         restoration = restore_shared(*_unshared(given, plan), batches, progress)
     else:
-        restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress)
+        restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress, by=by)
     return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration, analysis)
 
 

@@ -30,7 +30,9 @@ def restoration_facts(restoration: Restoration, batches: Batches | None) -> dict
     """A restoration as JSON values: its rows, its warnings, a summary, and a sentence if the data was too little."""
     summary = summarize(restoration)
     return {
+        "by": restoration.by,
         "rows": [asdict(row) for row in restoration.rows],
+        "norms": [asdict(norm) for norm in restoration.norms],
         "warnings": list(restoration.warnings),
         "summary": None if summary is None else asdict(summary),
         "too_little": shortage_of(restoration, batches),

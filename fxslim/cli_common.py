@@ -72,11 +72,11 @@ MethodName = Annotated[
     ),
 ]
 BudgetName = Annotated[
-    Literal["uniform", "global", "outliers", "influence", "linear"] | None,
+    Literal["uniform", "global", "outliers", "standardised", "influence", "linear"] | None,
     typer.Option(
         "--budget",
-        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers, by the "
-        "influence of residual branches; of ranks also linearly by depth.",
+        help="How the budget is divided, instead of what the method says: one ratio, by effect, by outliers, by "
+        "standardised scores, by the influence of residual branches; of ranks also linearly by depth.",
         show_default=False,
     ),
 ]
@@ -128,7 +128,7 @@ Window = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 RestoreName = Annotated[
-    Literal["least-squares", "none"] | None,
+    Literal["least-squares", "bias", "none"] | None,
     typer.Option(help="How weights are restored. Default: least-squares with calibration data.", show_default=False),
 ]
 SplitFused = Annotated[

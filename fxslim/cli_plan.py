@@ -181,7 +181,11 @@ def _restored(restoration: Restoration | None) -> str:
         return "weights were sliced, not restored: no calibration data, or --restore none"
     refitted = sum(row.accepted for row in restoration.rows)
     warnings = [f"warning: {text}" for text in restoration.refused]  # of too few tokens one sentence is enough
-    return "\n".join([f"{refitted} of {len(restoration.rows)} weights were refitted", *warnings])
+    changed = sum(bool(norm.changed) for norm in restoration.norms)
+    said = f"{refitted} of {len(restoration.rows)} weights were refitted"
+    if restoration.norms:
+        said += f", the statistics of {changed} of {len(restoration.norms)} batch norms estimated anew"
+    return "\n".join([said, *warnings])
 
 
 @c.guarded

@@ -139,9 +139,19 @@ def _restoration(restoration: dict[str, Any] | None) -> list[str]:
          "yes" if r["accepted"] else f"no: {r['reason']}")
         for r in restoration["rows"]
     ]  # fmt: skip
-    about = "Least squares; residuals are squared, relative to the output, on calibration data that was held out."
+    how = "Least squares" if restoration["by"] == "least-squares" else "Biases take over the mean of what was removed"
+    about = f"{how}; residuals are squared, relative to the output, on calibration data that was held out."
     table = _table(("weight", "columns kept", "residual sliced", "residual refitted", "accepted"), rows)
-    return ["## Restoration", "", about, "", *table, *_tail(restoration["warnings"])]
+    return ["## Restoration", "", about, "", *table, *_norms(restoration["norms"]), *_tail(restoration["warnings"])]
+
+
+def _norms(norms: Sequence[dict[str, Any]]) -> list[str]:
+    """Batch norms behind what changed, where there are any."""
+    rows = [
+        (n["mean"], _number(n["before"]), _number(n["after"]), n["changed"] or f"nothing: {n['reason']}") for n in norms
+    ]
+    about = "Batch norms: squared error of their output, relative to the original's variance, on the same data."
+    return ["", about, "", *_table(("running mean", "error before", "error after", "changed"), rows)] if rows else []
 
 
 def _shortage(restoration: dict[str, Any] | None) -> list[str]:

@@ -17,8 +17,8 @@ __all__ = [
     "BUDGETS", "TOLERANCE", "Budget", "Widths", "choose_groups", "counts_for_keep", "counts_for_width", "step_of",
 ]  # fmt: skip
 
-Budget = Literal["uniform", "global", "outliers", "influence", "linear"]
-BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers", "influence", "linear")
+Budget = Literal["uniform", "global", "outliers", "standardised", "influence", "linear"]
+BUDGETS: tuple[Budget, ...] = ("uniform", "global", "outliers", "standardised", "influence", "linear")
 Widths = Callable[[float], Mapping[Axis, float]]
 """What single groups keep where all others keep a given share: everything at 1, nothing at 0, never less at more."""
 TOLERANCE = 0.01  # a target share is met within this

@@ -17,6 +17,7 @@ from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Expr, expr_size
 from fxslim.graph.axes.weights import weight_like
 from fxslim.graph.program import Program
+from fxslim.passes.batch_norms import subtracted_mean
 
 __all__ = ["CALLS", "CONVOLUTIONS", "Consumer", "at_several_depths", "consumer_of", "find_consumers"]
 
@@ -32,7 +33,11 @@ CALLS = frozenset({*CONVOLUTIONS, *_TRANSPOSED, aten.linear.default})
 
 @dataclass(frozen=True)
 class Consumer:
-    """One such call. `features` is the expression of the input dimension that it sums over."""
+    """One such call. `features` is the expression of the input dimension that it sums over.
+
+    A call without a bias whose result a batch norm alone reads has one nevertheless: minus the running mean, which the
+    norm subtracts.
+    """
 
     node: fx.Node
     weight: str
@@ -41,18 +46,27 @@ class Consumer:
     features: Expr
     blocks: int  # groups of a convolution, else 1
     transposed: bool
+    mean: str | None = None  # the running mean that stands for a bias
+
+    @property
+    def shifted(self) -> bool:
+        """Whether it has a constant besides its weight."""
+        return self.bias is not None or self.mean is not None
 
     def parameters(self, program: Program) -> tuple[Tensor, Tensor | None]:
         """Its weight as [g, n, k] and its bias as [g, n], where there is one."""
-        matrix = self.matrix(program.weights[self.weight].detach())
-        return matrix, None if self.bias is None else program.weights[self.bias].detach().reshape(len(matrix), -1)
+        matrix, name = self.matrix(program.weights[self.weight].detach()), self.bias or self.mean
+        if name is None:
+            return matrix, None
+        constant = program.weights[name].detach().reshape(len(matrix), -1)
+        return matrix, constant if name == self.bias else -constant
 
     def stored(self, program: Program, matrix: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         """A matrix [g, n, k], and a bias [g, n] where there is one, as the program holds them: by name."""
-        found = {self.weight: self.from_matrix(matrix, program.weights[self.weight])}
-        if self.bias is not None and bias is not None:
-            old = program.weights[self.bias]
-            found[self.bias] = bias.reshape(old.shape).to(old.dtype)
+        found, name = {self.weight: self.from_matrix(matrix, program.weights[self.weight])}, self.bias or self.mean
+        if name is not None and bias is not None:
+            old = program.weights[name]
+            found[name] = (bias if name == self.bias else -bias).reshape(old.shape).to(old.dtype)
         return found
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -193,9 +207,11 @@ def consumer_of(axes: Axes, node: fx.Node, weights: Container[fx.Node]) -> Consu
     if bias is not None and (bias.op != "get_attr" or len(bias.users) > 1):
         bias = None
     dim = -1 if node.target not in CONVOLUTIONS else source.meta["val"].dim() - CONVOLUTIONS[node.target] - 1
+    channel = dim % source.meta["val"].dim()
+    mean = subtracted_mean(node, channel) if bias is None else None
     blocks = int(call.arg("groups")) if node.target in CONVOLUTIONS else 1
     features = axes.dims(source)[dim]
     name = None if bias is None else str(bias.target)
     if weight.meta["val"].dim() != 2 and node.target not in CONVOLUTIONS:
         return f"{node.name}: a weight of {weight.meta['val'].dim()} dimensions"
-    return Consumer(node, str(weight.target), name, source, features, blocks, node.target in _TRANSPOSED)
+    return Consumer(node, str(weight.target), name, source, features, blocks, node.target in _TRANSPOSED, mean)

@@ -29,6 +29,7 @@ __all__ = [
     "position_scores",
     "problem",
     "scores_for",
+    "scores_on_original",
     "sums_once",
     "top",
 ]
@@ -97,19 +98,9 @@ class Chooser:
         self._early = self._decide_on_original(batches)
 
     def _decide_on_original(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Scores of the groups whose consumers lie at different depths, one consumer after the other."""
+        """Scores of the groups whose consumers lie at different depths."""
         spread = [g for g in self._undecided if at_several_depths(self.analysis.program, self._own[g.name])]
-        walk = CalibrationWalk(Evaluator(self.analysis.program), batches) if spread else None
-        total: dict[str, Tensor] = {}
-        for consumer in self.consumers if walk is not None else ():
-            members = [g for g in spread if consumer in self._own[g.name]]
-            if members and walk is not None:
-                walk.advance_to(consumer.node)
-                moment = walk.moment(consumer)
-                for group in members:
-                    score = position_scores(self.analysis, self.importance, [(consumer, moment)], group)
-                    total[group.name] = total[group.name] + score if group.name in total else score
-        return total
+        return scores_on_original(self.importance, self.analysis, spread, batches) if spread else {}
 
     def decide(self, consumer: Consumer, walk: CalibrationWalk, moment: SecondMoment) -> dict[Axis, Kept]:
         """The kept positions of the groups that this consumer, with the moment of its inputs, is the first to sum
@@ -125,6 +116,23 @@ class Chooser:
                 mask = top(score, count)
             decided[group.axis] = Kept(group.batch, mask)
         return decided
+
+
+def scores_on_original(
+    importance: Importance, analysis: Analysis, groups: Sequence[Group], batches: Sequence[Sequence[Tensor]]
+) -> dict[str, Tensor]:
+    """Scores by what the consumers of a group make of it in the original program, by group name: [*batch, size]; one
+    consumer after the other."""
+    walk, total = CalibrationWalk(Evaluator(analysis.program), batches), dict[str, Tensor]()
+    for consumer in find_consumers(analysis.axes)[0]:
+        members = [g for g in groups if consumer.node.name in g.consumers]
+        if members:
+            walk.advance_to(consumer.node)
+            moment = walk.moment(consumer)
+            for group in members:
+                score = position_scores(analysis, importance, [(consumer, moment)], group)
+                total[group.name] = total[group.name] + score if group.name in total else score
+    return total
 
 
 def choose(

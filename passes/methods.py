@@ -21,7 +21,7 @@ from fxslim.passes.pairs import Metric
 
 __all__ = ["METHODS", "Settings", "settings"]
 
-Restore = Literal["least-squares", "none"]
+Restore = Literal["least-squares", "bias", "none"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ METHODS: Mapping[str, Settings] = MappingProxyType(
         "fasp": Settings("fasp", False, "uniform", "least-squares"),
         # Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors: FASP's score, nothing restored.
         "wanda-sp": Settings("fasp", False, "uniform", "none"),
-        # FLAP (An 2024, arXiv 2312.11983). It adds the mean of what is lost to the bias; the refit goes on from there.
-        "flap": Settings("flap", False, "uniform", "least-squares"),
+        # FLAP (An 2024, arXiv 2312.11983), value dimensions in the place of whole heads.
+        "flap": Settings("flap", False, "standardised", "bias"),
         # OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089).
         "osscar": Settings("obs", False, "uniform", "least-squares"),
         # TransAct (Shen 2024, arXiv 2407.05690), iterative; the number of rounds is this project's.

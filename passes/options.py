@@ -26,7 +26,7 @@ class Choices(TypedDict, total=False):
     importance: Importance  # how positions are chosen: "magnitude" by default
     subspace: bool  # axes on which any basis will do are cut in the one that costs least: False by default
     budget: Budget  # "uniform", one ratio (default), "global", by what each costs the output, "outliers" (OWL),
-    # "influence" (MoDeGPT), or, of ranks, "linear" (LR-SMS)
+    # "standardised", one ranking of all positions (FLAP), "influence" (MoDeGPT), or, of ranks, "linear" (LR-SMS)
     ranks: bool  # weights may become pairs of a low rank where a global budget says so: False by default
     streams: bool  # residual streams are opened (`fold-norms`), so that they can be cut in another basis: False
     groups: Sequence[str] | None  # kinds or patterns of names: only these are cut

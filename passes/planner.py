@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 from torch import Tensor
 
-from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.axes.roles import STREAM
-from fxslim.graph.axes.select import Kept, Selection
-from fxslim.graph.axes.terms import Axis
-from fxslim.graph.costs import CostModel
 from fxslim.graph.errors import InputError, PlanError, VerifyError
-from fxslim.passes.allocation import allocate
-from fxslim.passes.bases import change_bases
-from fxslim.passes.budget import TOLERANCE, Widths, choose_groups, counts_for_keep, counts_for_width
-from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
-from fxslim.passes.importance import BY_DATA, Chooser, scores_for, sums_once, top
-from fxslim.passes.influence import by_influence
-from fxslim.passes.low_rank import Matrix, find_matrices
-from fxslim.passes.options import PlanOptions, check_options, matches_weight, patterns, uncounted_names
-from fxslim.passes.outliers import outlier_shares, shifted, width_offsets
+from fxslim.passes.options import PlanOptions, check_options, patterns, uncounted_names
 from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.planning import Planned, Planning
 from fxslim.passes.prepare import preparations_of, prepare
-from fxslim.passes.probe import probe
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.ranks import plan_ranks
-from fxslim.passes.restore import Restoration, restore_weights
 from fxslim.passes.rounds import cuts_in_rounds
 from fxslim.passes.sharing import plan_sharing
-from fxslim.passes.sized import Sized, with_pairs
-from fxslim.passes.statistics import digest
-from fxslim.passes.subspaces import Subspace, find_subspaces, leading
-from fxslim.passes.survey import Survey, fitted, survey
+from fxslim.passes.subspaces import find_subspaces
 
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan, the analysis that it applies to (its subspaces in their bases), and the restoration that choosing brought
-    about on the way: None where choosing needed none, or where a group is cut that calls without weights, or norms, see
-    before it is decided."""
-
-    plan: Plan
-    analysis: Analysis
-    restoration: Restoration | None
 
 
 def make_plan(
@@ -94,18 +67,18 @@ def plan_and_restore(
         return Planned(plan, slim, None)
     if options.get("streams"):
         return _with_streams(analysis, keep, calibration, options)
-    work = _Planner(analysis, keep, calibration, options)
+    work = Planning(analysis, keep, calibration, options)
     return _in_rounds(work, options) if options.get("rounds", 1) > 1 else work.planned(work.counts())
 
 
-def _in_rounds(work: _Planner, options: PlanOptions) -> Planned:
+def _in_rounds(work: Planning, options: PlanOptions) -> Planned:
     """The plan whose positions are chosen in several rounds; how many there are is decided on the original."""
     counts = work.counts()
     number = {g.name: counts[g.axis] for g in work.chosen if counts[g.axis] < g.size}
 
     def choose(analysis: Analysis, left: Mapping[str, int]) -> tuple[Cut, ...]:
         own: PlanOptions = {**options, "groups": list(left), "keep_fixed": ()}
-        step = _Planner(analysis, work.keep, work.batches, own)
+        step = Planning(analysis, work.keep, work.batches, own)
         return step.planned({g.axis: left[g.name] for g in step.chosen}).plan.cuts
 
     rounds, schedule = options.get("rounds", 1), options.get("schedule", "geometric")
@@ -141,7 +114,7 @@ def _with_streams(
     if wide is None and patterns(options.get("groups")) == [STREAM]:
         said = why[0] if why else "something else than norms and linear maps touches each, or there is none"
         raise PlanError(f"no residual stream of the model can be cut: {said}", remedy="try --method best")
-    narrow = _Planner(analysis, keep, batches, options, known=None if wide is None else wide.found)
+    narrow = Planning(analysis, keep, batches, options, known=None if wide is None else wide.found)
     narrow.notes += why
     if wide is None or not wide.cuts_streams():
         return narrow.planned(narrow.counts())
@@ -154,7 +127,7 @@ def _with_streams(
 
 def _wide(
     analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions
-) -> tuple[_Planner | None, list[str]]:
+) -> tuple[Planning | None, list[str]]:
     """The planner of the program with plain norms, with its counts made; or why there is none."""
     try:
         opened = prepare(analysis, [FoldNorms.name])
@@ -163,238 +136,8 @@ def _wide(
     if not any(s.stream for s in find_subspaces(opened, opened.prunable)[0]):
         return None, []
     try:
-        work = _Planner(opened, keep, batches, options, original=analysis)
+        work = Planning(opened, keep, batches, options, original=analysis)
         work.counts()
     except (PlanError, InputError) as error:  # of a weight that is folded away; the closed program raises the others
         return None, [f"residual streams stay closed: {error.what}"]
     return work, []
-
-
-class _Planner:
-    """The steps of making one plan: which groups, in which basis, how many positions, which ones."""
-
-    def __init__(
-        self, analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, options: PlanOptions,
-        original: Analysis | None = None, known: Survey | None = None,
-    ) -> None:  # fmt: skip
-        self.analysis, self.keep, self.batches = analysis, keep, batches
-        self.width, self.of = options.get("width"), options.get("of", "params")
-        self.importance, self.budget = options.get("importance", "magnitude"), options.get("budget", "uniform")
-        self.round_to, self.seed = options.get("round_to", 1), options.get("seed", 0)
-        self.inexact, self.progress = options.get("inexact", False), options.get("progress")
-        self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
-        self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
-        self.uncounted = patterns(options.get("uncounted", ())) or []
-        before = None if original is None else CostModel(original.axes, uncounted_names(original, self.uncounted))
-        self.costs = CostModel(analysis.axes, uncounted_names(analysis, self.uncounted, original), before)
-        self._check()
-        self.chosen, self.notes = choose_groups(
-            analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact
-        )
-        self.subspaces: list[Subspace] = []
-        if self.subspace:
-            self.subspaces, refused = find_subspaces(analysis, [g for g in self.chosen if g.exact])
-            self.notes += [f"{text}; it is cut by position" for text in refused]
-        self.consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
-        based = {s.group.name for s in self.subspaces}
-        if self.importance in BY_DATA:
-            self._leave_out(based)
-        if self.importance == "obs" or self.budget == "global":
-            self._leave_products_out(based)
-        self.subspaces = [s for s in self.subspaces if s.group in self.chosen]
-        self.matrices: list[Matrix] = []
-        if options.get("ranks") and self.groups is None:
-            self.matrices = find_matrices(analysis, self.costs.uncounted | self._fixed_weights())
-        self.known = known  # a survey of the same program in another form: what it says of a group by name holds here
-        self.found: Survey | None = None
-        self.kept: dict[Axis, int] = {}
-        self.ranks: dict[str, int] = {}  # of the weights that become pairs
-        self.expected = 0.0  # the sum of all losses, in units of the output's divergence
-
-    def _check(self) -> None:
-        if (self.keep is None) == (self.width is None):
-            raise InputError("give either keep or width")
-        if self.budget != "uniform" and self.keep is None:
-            raise InputError(f"a {self.budget} budget divides a share of the whole", remedy="give keep, not width")
-        needs = {
-            f"the importance {self.importance!r}": self.importance in (*BY_DATA, "taylor"), "subspace": self.subspace,
-            f"the budget {self.budget!r}": self.budget != "uniform",
-        }  # fmt: skip
-        if not self.batches and any(needs.values()):
-            what = next(name for name, needed in needs.items() if needed)
-            raise InputError(f"{what} needs calibration data", remedy="give `calibration=` (--calibration FILE)")
-
-    def _fixed_weights(self) -> frozenset[str]:
-        """The weights that the user keeps whole."""
-        info = self.analysis.program.info
-        return frozenset(n for n, w in info.items() for p in self.keep_fixed if matches_weight(n, len(w.shape), p))
-
-    def _leave_out(self, based: set[str]) -> None:
-        """Groups that data says nothing of stay whole, and unless asked for by name an axis whose inner axis is also
-        cut: single dimensions inside heads go, not heads."""
-        weighted = [g for g in self.chosen if g.name in based or self.consumers.keys() & set(g.consumers)]
-        self._leave([g for g in self.chosen if g not in weighted], "no weight sums over it, data does not judge it")
-        if self.groups is None:
-            outer = {axis for g in weighted for axis in g.batch}
-            heads = [g for g in self.chosen if g.axis in outer or g.kind in ("heads", "key-value heads")]
-            self._leave(heads, "what lies inside it is cut")
-
-    def _leave_products_out(self, based: set[str]) -> None:
-        """Second-order selection, which the curves of a global budget come from, has one position for each column."""
-        squared = [
-            g for g in self.chosen if g.name not in based
-            and not all(sums_once(self.consumers[n], g) for n in g.consumers if n in self.consumers)
-        ]  # fmt: skip
-        self._leave(squared, "it is multiplied with itself")
-
-    def _leave(self, groups: Sequence[Group], why: str) -> None:
-        self.notes += [f"{g.name} ({g.kind}) stays whole: {why}" for g in groups]
-        self.chosen = [g for g in self.chosen if g not in groups]
-
-    def counts(self) -> dict[Axis, int]:
-        """How many positions each chosen group keeps."""
-        self.kept = self._counts()
-        return self.kept
-
-    def cuts_streams(self) -> bool:
-        """Whether a residual stream loses anything."""
-        return any(s.stream and self.kept[s.group.axis] < s.group.size for s in self.subspaces)
-
-    def _counts(self) -> dict[Axis, int]:
-        if self.budget == "global":
-            return self._allocated(self.costs)
-        if self.keep is not None:
-            return counts_for_keep(self.chosen, self.keep, self.of, self.costs, self.round_to, self._widths())
-        assert self.width is not None
-        return counts_for_width(self.chosen, self.width, self.round_to)
-
-    def _widths(self) -> Widths | None:
-        """What single groups keep beside the common ratio."""
-        if self.budget == "outliers" and self.batches:
-            return shifted(width_offsets(self.chosen, outlier_shares(self.analysis, self.chosen, self.batches)))
-        if self.budget == "influence" and self.batches:
-            return by_influence(self.analysis, self.chosen, self.batches)
-        return None
-
-    def _allocated(self, costs: CostModel) -> dict[Axis, int]:
-        assert self.keep is not None and self.batches is not None
-        self.found = self._surveyed()
-        self.notes += self.found.notes
-        self.chosen = [g for g in self.chosen if g.name in self.found.curves]
-        if not self.chosen and not self.matrices and self.keep < 1:
-            why = self.notes[0] if self.notes else "it has no group that may be cut"
-            raise PlanError(f"nothing of the model can be cut by data: {why}", remedy="try --method magnitude")
-        idle = [name for name, curve in self.found.curves.items() if not curve.effect]
-        if self.found.curves and len(idle) == len(self.found.curves) and self.keep < 1:
-            raise PlanError(
-                "a global budget has nothing to go by: no cut that was tried changed a floating point output",
-                remedy="give --budget uniform, or other calibration data",
-            )
-        self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
-        curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
-        found = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to, self.matrices)
-        counts, self.ranks = found.counts, {name: pair.rank for name, pair in found.ranks.items()}
-        self.expected = sum(float(curves[g.name][counts[g.axis]]) for g in self.chosen)
-        self.expected += sum(float(curves[name][rank]) for name, rank in self.ranks.items())
-        share = costs.of(self.of, counts, found.ranks) / costs.whole(self.of)
-        if share < self.keep - TOLERANCE:
-            self.notes.append(
-                f"{share:.1%} of the {self.of} remain: one unit more of any group would exceed the budget"
-            )
-        return counts
-
-    def _surveyed(self) -> Survey:
-        """What every chosen group costs at every size, probed; what is known already is not asked again."""
-        based = {s.group.name for s in self.subspaces}
-        if self.known is not None:
-            wanted = [g.name for g in self.chosen] + [m.weight for m in self.matrices]
-            curves = {name: self.known.curves[name] for name in wanted if name in self.known.curves}
-            bases = {name: basis for name, basis in self.known.bases.items() if name in curves}
-            if len(curves) == len(wanted) and bases.keys() == based & curves.keys():
-                return Survey(curves, bases, tuple(self.subspaces), ())  # between factors the bases are others
-        assert self.batches is not None
-        key = self._asked() if self.surveys is not None else ""
-        if self.surveys is not None and key in self.surveys:
-            return self.surveys[key]
-        found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress, self.matrices)
-        changed = change_bases(self.analysis, found, tuple(found.bases))
-        for analysis, in_basis in ((changed, True), (self.analysis, False)):
-            own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
-            probe(analysis, own, self.batches[-1], self.progress)
-        if self.surveys is not None:
-            self.surveys[key] = found
-        return found
-
-    def _asked(self) -> str:
-        """What a survey depends on: the program, its weights, the data, and what is asked."""
-        program, names = self.analysis.program, [g.name for g in self.chosen] + [m.weight for m in self.matrices]
-        weights = [program.weights[name] for name in program.info]
-        assert self.batches is not None
-        based = [s.group.name for s in self.subspaces]
-        return repr((program.fingerprint(), digest([weights]), digest(self.batches), names, based))
-
-    def planned(self, counts: Mapping[Axis, int]) -> Planned:
-        """The plan with these counts."""
-        cut = [g for g in self.chosen if counts[g.axis] < g.size]
-        number = {g.name: counts[g.axis] for g in cut}
-        bases = {} if self.found is None else self.found.bases
-        pairs = {} if self.found is None else self.found.pairs
-        sized = Sized(self.analysis, number, tuple(s for s in self.subspaces if s.group.name in number), bases)
-        sized = with_pairs(sized, self.ranks, pairs)
-        opened, analysis = sized.analysis, self._in_bases(sized)
-        groups = {name: analysis.group(name) for name in sized.number}
-        first = {s.group.name: leading(s.group, sized.number[s.group.name]) for s in sized.subspaces}
-        masks, restoration = self._choose(analysis, groups, sized.number, first)
-        cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
-        costs = CostModel(opened.axes, self.costs.uncounted) if self.ranks else self.costs
-        remaining = {opened.group(name).axis: count for name, count in sized.number.items()}
-        plan = Plan(
-            opened.program.fingerprint(), cuts, self.options(), self.costs.change(costs, remaining),
-            tuple(self.notes), preparations_of(opened.program),
-        )  # fmt: skip
-        if any(not g.exact for g in cut) or self._summed_unseen(
-            analysis, (g for n, g in groups.items() if n not in first)
-        ):
-            restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
-        return Planned(plan, analysis, restoration)
-
-    def _choose(
-        self, analysis: Analysis, groups: Mapping[str, Group], number: Mapping[str, int], first: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Restoration | None]:
-        """What each group keeps, by name, where subspaces keep what comes `first`; and the restoration on the way."""
-        rest = [g for n, g in groups.items() if n not in first]
-        if self.importance not in BY_DATA:
-            scores = scores_for(self.importance, analysis, rest, self.seed, self.batches)
-            return {**first, **{name: top(score, number[name]) for name, score in scores.items()}}, None
-        assert self.batches is not None
-        selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})
-        counts = {group.axis: number[n] for n, group in groups.items()}
-        chooser = Chooser(analysis, rest, counts, self.batches, self.importance)
-        restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
-        return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
-
-    @staticmethod
-    def _summed_unseen(analysis: Analysis, groups: Iterable[Group]) -> bool:
-        """Whether a group is also summed over by calls that decide nothing (queries against keys): they may come before
-        the one that does."""
-        consumers = {c.node.name for c in find_consumers(analysis.axes)[0]}
-        return any(not consumers >= set(g.consumers) for g in groups)
-
-    def _in_bases(self, sized: Sized) -> Analysis:
-        """The analysis of the program in the bases of its subspaces; those that are not known are estimated."""
-        names = [s.group.name for s in sized.subspaces]
-        bases = {name: basis for name, basis in sized.bases.items() if name in names}
-        if missing := [s for s in sized.subspaces if s.group.name not in bases]:
-            assert self.batches is not None
-            bases |= survey(sized.analysis, [], missing, fitted(self.batches), self.progress).bases
-        return change_bases(sized.analysis, Survey({}, bases, sized.subspaces, ()), names)
-
-    def options(self) -> dict[str, Any]:
-        """How the plan was made, as it says itself."""
-        return {
-            "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
-            "subspace": self.subspace, "ranks": bool(self.matrices), "budget": self.budget, "round_to": self.round_to,
-            "inexact": self.inexact, "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
-            "uncounted": self.uncounted,
-            "data": digest(self.batches) if (self.subspaces or self.ranks) and self.batches else None,
-        }  # fmt: skip

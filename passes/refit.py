@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxslim.passes.statistics import SecondMoment
 
-__all__ = ["LADDER", "Refit", "refit", "residual"]
+__all__ = ["LADDER", "Refit", "refit", "residual", "shift_bias"]
 
 # Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up instead of crashing.
 LADDER = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -32,7 +32,7 @@ class Refit:
 
     weight: Tensor  # [g, n, k], removed columns zero
     bias: Tensor | None  # [g, n]
-    ridge: float | None  # relative; None: plain slicing was kept
+    ridge: float | None  # relative; None where no system was solved
     before: float  # relative residual of plain slicing on held-out data
     after: float  # relative residual of what is returned, on held-out data
     tokens: int
@@ -42,7 +42,7 @@ class Refit:
     @property
     def accepted(self) -> bool:
         """Whether the refit replaces plain slicing."""
-        return self.ridge is not None
+        return not self.reason
 
 
 def refit(
@@ -78,6 +78,34 @@ def refit(
         return Refit(weight * kept.unsqueeze(1), bias, None, before, before, both.count, columns, reason)
     new_bias = None if bias is None else final[..., -1]
     return Refit(final[..., :-1], new_bias, best_ridge, before, best, both.count, columns)
+
+
+def shift_bias(weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondMoment, held_out: SecondMoment) -> Refit:
+    """The bias takes over the mean of what removed columns contributed, W_removed E[x_removed]; the weights that stay
+    are as they were (FLAP, An 2024, section 3.3). Shapes as for `refit`.
+
+    Without a bias, or where this does not lower the residual on held-out data, plain slicing is returned.
+    """
+    target = _extended(weight, bias)
+    plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
+    scale = max(float(residual(target, torch.zeros_like(target), held_out)), 1e-300)
+    before, both = float(residual(target, plain, held_out)) / scale, train + held_out
+    sliced, columns = weight * kept.unsqueeze(1), kept.shape[1]
+    if bias is None:
+        return Refit(sliced, None, None, before, before, both.count, columns, "there is no bias")
+    after = float(residual(target, _shifted(target, plain, train), held_out)) / scale
+    if not after < before:
+        reason = "it did not lower the residual on held-out data"
+        return Refit(sliced, bias, None, before, before, both.count, columns, reason)
+    return Refit(sliced, _shifted(target, plain, both)[..., -1], None, before, after, both.count, columns)
+
+
+def _shifted(target: Tensor, plain: Tensor, moment: SecondMoment) -> Tensor:
+    """[W b] with the mean of what is missing added to b."""
+    means = moment.matrix[:, -1] / max(1, moment.count)  # [g, k + 1]
+    result = plain.clone()
+    result[..., -1] += torch.einsum("gnk,gk->gn", target - plain, means)
+    return result
 
 
 def _extended(weight: Tensor, bias: Tensor | None) -> Tensor:

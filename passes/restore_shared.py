@@ -24,8 +24,8 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.refit import LADDER
-from fxslim.passes.restore import FEW_TOKENS, HELD_OUT_EVERY, Progress, Restoration, RestoredConsumer
-from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.restore import FEW_TOKENS, Progress, Restoration, RestoredConsumer
+from fxslim.passes.statistics import HELD_OUT_EVERY, CalibrationWalk, SecondMoment
 
 __all__ = ["Use", "restore_shared", "solve_shared"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, Group, Site
 from fxslim.graph.errors import PlanError
@@ -19,13 +21,14 @@ __all__ = ["Sized", "with_pairs"]
 
 @dataclass(frozen=True)
 class Sized:
-    """How much remains of a program, before positions are chosen: positions by name of the group, and the groups that
-    are cut in another basis with these bases (by name, where they are known already)."""
+    """How much remains of a program, before positions are chosen: positions by name of the group; the groups that are
+    cut in another basis, with these bases (by name, where they are known); and choices that are made already."""
 
     analysis: Analysis
     number: Mapping[str, int]
     subspaces: tuple[Subspace, ...]
     bases: Mapping[str, Basis]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)  # [*batch, size] by name of the group
 
 
 def with_pairs(sized: Sized, ranks: Mapping[str, int], bases: Mapping[str, Basis]) -> Sized:
@@ -48,7 +51,8 @@ def with_pairs(sized: Sized, ranks: Mapping[str, int], bases: Mapping[str, Basis
     known = {renamed[name]: basis for name, basis in sized.bases.items() if name in renamed}
     known |= {pair.group.name: bases[name] for name, pair in pairs.items() if name in bases}
     number |= {pair.group.name: ranks[name] for name, pair in pairs.items()}
-    return Sized(opened, number, (*own, *(pair.subspace for pair in pairs.values())), known)
+    masks = {renamed[name]: mask for name, mask in sized.masks.items()}
+    return Sized(opened, number, (*own, *(pair.subspace for pair in pairs.values())), known, masks)
 
 
 def _renamed(sized: Sized, opened: Analysis, pairs: Mapping[str, tuple[str, str]]) -> dict[str, str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -20,7 +22,19 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer
 
-__all__ = ["CalibrationWalk", "SecondMoment", "digest"]
+__all__ = ["CalibrationWalk", "SecondMoment", "digest", "split_sums"]
+
+HELD_OUT_EVERY = 8  # one batch in so many judges what the others led to
+
+
+class Sum(Protocol):
+    """A statistic that adds up."""
+
+    def __add__(self, other: Any, /) -> Any:
+        """That of both parts together."""
+
+
+S = TypeVar("S", bound=Sum)
 
 
 @dataclass
@@ -59,6 +73,22 @@ class SecondMoment:
         return (squares - sums.square() / max(1, self.count)).clamp(min=0)
 
 
+def split_sums(columns: Iterable[Tensor], batches: int, passes: int, of: Callable[[Tensor], S]) -> tuple[S, S]:
+    """The sums of a statistic over the part of the data that is learned from, and over the part that is held out.
+
+    `columns` are values [g, tokens, k], those of the `passes` of a batch one after the other. Whole batches are held
+    out; of a single batch every eighth row, the same rows of every pass.
+    """
+    if batches == 1:
+        every = list(columns)
+        held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        kept, left = ([of(part[:, rows]) for part in every] for rows in (~held, held))
+        return reduce(operator.add, kept), reduce(operator.add, left)
+    learned = (batches - max(1, batches // HELD_OUT_EVERY)) * passes
+    parts = map(of, columns)
+    return reduce(operator.add, itertools.islice(parts, learned)), reduce(operator.add, parts)
+
+
 def digest(batches: Iterable[Iterable[Tensor]]) -> str:
     """A hash of data: values, shapes and types of all tensors of all batches."""
     result = hashlib.sha256()
@@ -83,6 +113,7 @@ class CalibrationWalk:
         self.evaluator = evaluator
         self._evaluators = [evaluator] if companion is None else [evaluator, companion]
         self._runs = [(e, e.bind(batch)) for batch in batches for e in self._evaluators]
+        self.batches = len(batches)
         self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
         self._position = 0
@@ -105,6 +136,12 @@ class CalibrationWalk:
         return reduce(
             SecondMoment.__add__, (SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source))
         )
+
+    def pairs(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
+        """The value of `node` in every batch beside that of the companion."""
+        assert self.passes == 2, "there is a companion"
+        values = self.values(node)
+        return zip(values, values, strict=True)
 
     def values(self, node: fx.Node) -> Iterator[Tensor]:
         """The value of `node` in every batch, from each evaluator.

@@ -201,7 +201,7 @@ class _Collector:
         probed = _felt(problems, group, half, smallest)
         weights: dict[str, Tensor] = {}
         for (consumer, _), matrix in zip(own, probed.weights, strict=True):
-            split = (matrix, None) if consumer.bias is None else (matrix[..., :-1], matrix[..., -1])
+            split = (matrix, None) if not consumer.shifted else (matrix[..., :-1], matrix[..., -1])
             weights |= consumer.stored(self.analysis.program, *split)
         rest = eliminate(problems, group.shape, smallest, start=probed)
         self.curves[group.name] = Curve(rest.losses, probed.count, probed.mask, weights)

@@ -16,10 +16,11 @@ from fxslim.graph.axes.groups import Analysis, Group, analyze
 from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.evaluate import Evaluator
-from fxslim.passes import planner
+from fxslim.passes import planning
 from fxslim.passes.allocation import allocate
 from fxslim.passes.bases import change_bases, in_bases
 from fxslim.passes.change_basis import bases_of
+from fxslim.passes.options import PlanOptions
 from fxslim.passes.plan import FORMAT, Cut, Plan
 from fxslim.passes.probe import probe
 from fxslim.passes.prune import Prune
@@ -182,7 +183,7 @@ def test_selections_are_probed_where_their_weights_belong(monkeypatch: pytest.Mo
         seen.update(curves)
         return allocate(groups, curves, *rest)
 
-    monkeypatch.setattr(planner, "allocate", watched)
+    monkeypatch.setattr(planning, "allocate", watched)
     make_plan(analysis, 0.6, importance="obs", subspace=True, budget="global", calibration=batches)
     groups = [g for g in analysis.prunable if g.size > 1]
     found = survey(analysis, groups, subspaces_of(analysis), fitted(batches))
@@ -305,7 +306,7 @@ def test_what_no_output_shows_gives_a_global_budget_nothing() -> None:
         pytest.param(0.5, {"importance": "magnitude", "budget": "global"}, id="global"),
     ],
 )
-def test_an_axis_that_is_multiplied_with_itself_stays_whole(keep: float | None, options: planner.PlanOptions) -> None:
+def test_an_axis_that_is_multiplied_with_itself_stays_whole(keep: float | None, options: PlanOptions) -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxslim import cli_plan, cli_slim
 from fxslim.api import Applied, apply_plan, compress, make_plan, prove
-from fxslim.cli_common import BudgetName, ImportanceName, MethodName, ScheduleName
+from fxslim.cli_common import BudgetName, ImportanceName, MethodName, RestoreName, ScheduleName
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
 from fxslim.graph.costs import CostModel, Target
@@ -24,7 +24,7 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.passes.budget import BUDGETS
 from fxslim.passes.importance import BY_DATA, IMPORTANCES
-from fxslim.passes.methods import DEFAULT, METHODS, Settings, settings
+from fxslim.passes.methods import DEFAULT, METHODS, Restore, Settings, settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.rounds import SCHEDULES
@@ -104,7 +104,9 @@ def test_every_method_meets_the_budget_and_is_proven(method: str) -> None:
     assert share <= 0.7 + SHARE and (share >= 0.7 - SHARE or chosen.depth), "a branch is a large step"
     before, after = plan.predicted["params"]
     assert (before, after) == (costs.params(), sum(t.numel() for t in made.program.weights.values()))
-    assert (made.restoration is not None) == (chosen.restore == "least-squares")
+    assert (None if made.restoration is None else made.restoration.by) == {"none": None}.get(
+        str(chosen.restore), chosen.restore
+    )
     assert bool(plan.subspaces) == (chosen.subspace or chosen.metric is not None)
     proof = prove(analysis, plan, held_out[:1], calibration=data)
     assert proof.ok and proof.max_error <= EXACT and (proof.effect > FELT or chosen.depth)
@@ -205,7 +207,7 @@ def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
     words = {
         "second order": "obs", "column score": "fasp", "fluctuation": "flap", "activations": "activation",
         "weights": "magnitude", "-": "magnitude", "yes": True, "no": False, "only these": True, "one ratio": "uniform",
-        "by outliers": "outliers",
+        "by outliers": "outliers", "one ranking": "standardised", "biases": "bias",
         "least squares": "least-squares",
     }  # fmt: skip
     said: dict[str, tuple[object, ...]] = {}
@@ -219,7 +221,8 @@ def test_the_page_on_methods_lists_every_one_with_its_settings() -> None:
 
 
 def test_the_command_line_offers_every_choice() -> None:
-    for offered, known in ((MethodName, METHODS), (ImportanceName, IMPORTANCES), (BudgetName, BUDGETS)):
+    choices = (MethodName, METHODS), (ImportanceName, IMPORTANCES), (BudgetName, BUDGETS)
+    for offered, known in (*choices, (RestoreName, get_args(Restore))):
         literal, _none = get_args(get_args(offered)[0])
         assert set(get_args(literal)) == set(known)
     assert set(get_args(get_args(ScheduleName)[0])) == set(SCHEDULES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxslim.passes.refit import LADDER, refit, residual
+from fxslim.passes.refit import LADDER, refit, residual, shift_bias
 from fxslim.passes.statistics import SecondMoment
 
 CLOSE = 1e-8  # normal equations in float64 square the condition number; these are well conditioned
@@ -166,3 +166,34 @@ def test_second_moments_add_up() -> None:
     torch.testing.assert_close(added.matrix, moment(torch.cat([x, y])).matrix)
     assert added.count == 16
     torch.testing.assert_close(added.norms()[0], torch.cat([x, y]).norm(dim=0))
+
+
+def test_a_bias_takes_over_constant_columns_exactly() -> None:
+    w, b = torch.randn(1, 4, 6).double(), torch.randn(1, 4).double()
+    x = correlated(60, 6)
+    x[:, [1, 4]] = torch.tensor([2.5, -0.5]).double()
+    kept = kept_of(6, 1, 4)
+    found = shift_bias(w, b, kept, moment(x[:40]), moment(x[40:]))
+    assert found.accepted and found.before > 0.01 and found.after < 1e-12
+    torch.testing.assert_close(found.bias, b + 2.5 * w[..., 1] - 0.5 * w[..., 4], rtol=CLOSE, atol=CLOSE)
+    assert torch.equal(found.weight, w * kept.unsqueeze(1)), "weights that stay are as they were"
+
+
+def test_a_bias_takes_over_the_mean_of_all_data() -> None:
+    w, b, x = torch.randn(1, 4, 6).double(), torch.randn(1, 4).double(), correlated(64, 6, mean=3.0)
+    found = shift_bias(w, b, kept_of(6, 2), moment(x[:48]), moment(x[48:]))
+    assert found.accepted and found.after < found.before and found.bias is not None
+    torch.testing.assert_close(found.bias[0], b[0] + w[0, :, 2] * x[:, 2].mean(), rtol=CLOSE, atol=CLOSE)
+
+
+def test_without_a_bias_nothing_is_added() -> None:
+    w, x = torch.randn(1, 4, 6).double(), correlated(60, 6, mean=3.0)
+    found = shift_bias(w, None, kept_of(6, 2), moment(x[:40]), moment(x[40:]))
+    assert not found.accepted and found.bias is None and found.reason == "there is no bias"
+    assert found.before == found.after > 0
+
+
+def test_a_bias_that_held_out_data_does_not_confirm_is_left() -> None:
+    w, b, x = torch.randn(1, 4, 6).double(), torch.randn(1, 4).double(), correlated(60, 6)
+    found = shift_bias(w, b, kept_of(6, 2), moment(x + 3.0), moment(x - 3.0))
+    assert not found.accepted and torch.equal(found.bias, b) and found.reason

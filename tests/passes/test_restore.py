@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxslim.api import apply_plan
-from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
+from fxslim.passes.plan import Cut
 from fxslim.passes.planner import make_plan
 from fxslim.passes.restore import restore_weights
 from tests.passes.conftest import Analyse
+from tests.plans import plan_of
+
+CLOSE = 1e-6  # squared, of sums in float32
 
 
 class Deep(nn.Module):
@@ -131,3 +137,55 @@ def test_the_original_is_left_as_it_was(deep: Analysis) -> None:
     apply_plan(deep, make_plan(deep, width=0.5), calibration=batches())
     for name, tensor in before.items():
         assert torch.equal(deep.program.weights[name], tensor)
+
+
+def test_biases_alone_restore_constant_units_exactly(deep: Analysis) -> None:
+    """Units with constant outputs go; by the bias the slim program is the original, layer after layer."""
+    program = deep.program.clone()
+    for name in ("a", "b"):
+        program.weights[f"{name}.weight"] = program.weights[f"{name}.weight"].detach().clone()
+        program.weights[f"{name}.weight"][::2] = 0
+        program.weights[f"{name}.bias"] = program.weights[f"{name}.bias"].detach().abs() + 0.5
+    analysis, data = analyze(program), batches()
+    cuts = [Cut.from_mask(analysis.group(f"{n}.weight[0]"), torch.arange(24) % 2 == 1) for n in "ab"]
+    plan, other = plan_of(analysis, cuts), batches(2)
+    made = apply_plan(analysis, plan, "bias", data)
+    assert made.restoration is not None and made.restoration.by == "bias"
+    assert made.restoration.weights.keys() == {"b.weight", "b.bias", "c.weight", "c.bias"}
+    whole = error(analysis, apply_plan(analysis, plan, "none").program, other)
+    assert error(analysis, made.program, other) < CLOSE * whole
+    again = replace(plan, options={"restore": "bias"})
+    torch.testing.assert_close(
+        dict(apply_plan(analysis, again, calibration=data).program.weights), dict(made.program.weights)
+    )
+
+
+def test_layers_without_a_bias_are_named_and_get_none(analyse: Analyse) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    analysis = analyse(model, torch.randn(6, 5), dynamic=({0: "rows"},))
+    plan = make_plan(analysis, width=0.5)
+    made = apply_plan(analysis, plan, "bias", batches())
+    assert made.restoration is not None and made.restoration.weights == {}
+    assert made.restoration.warnings == ("2.weight: no bias to hold the mean of what was removed; only sliced",)
+    assert set(made.program.weights) == {"0.weight", "0.bias", "2.weight"}
+
+
+def test_a_running_mean_takes_the_place_of_a_bias(analyse: Analyse) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 3, bias=False), nn.BatchNorm1d(3))
+    analysis = analyse(model, torch.randn(6, 5), dynamic=({0: "rows"},))
+    plan, data = make_plan(analysis, width=0.5), batches()
+    made = apply_plan(analysis, plan, "bias", data)
+    assert made.restoration is not None and made.restoration.warnings == ()
+    assert made.restoration.weights.keys() == {"2.weight", "3.running_mean"}
+    assert error(analysis, made.program, data) < 0.5 * error(analysis, apply_plan(analysis, plan, "none").program, data)
+
+
+def test_an_unknown_restoration_is_refused(deep: Analysis) -> None:
+    plan = make_plan(deep, width=0.5)
+    for call in (
+        lambda: apply_plan(deep, plan, "best", batches()),  # type: ignore[arg-type]
+        lambda: apply_plan(deep, replace(plan, options={"restore": "best"}), calibration=batches()),
+    ):
+        with pytest.raises(InputError, match="unknown restoration 'best'") as caught:
+            call()
+        assert "least-squares, bias, none" in str(caught.value)

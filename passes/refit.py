@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxslim.passes.statistics import SecondMoment
 
-__all__ = ["LADDER", "Refit", "refit", "residual", "shift_bias"]
+__all__ = ["LADDER", "Refit", "mean_error", "refit", "residual", "shift_bias"]
 
 # Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up instead of crashing.
 LADDER = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -137,6 +137,16 @@ def _solve(target: Tensor, mask: Tensor, plain: Tensor, moment: SecondMoment, ri
             return None
         result[block][:, index] = solution
     return result
+
+
+def mean_error(weight: Tensor, candidate: Tensor, moment: SecondMoment) -> tuple[float, float]:
+    """The squared error that the mean over all tokens makes when `candidate: [g, n, k]` replaces `weight`, relative to
+    the output and relative to the whole error: what a bias could take over."""
+    target, new = _extended(weight, None), _extended(candidate, None)
+    means = moment.matrix[:, -1] / max(1, moment.count)
+    error = moment.count * float(torch.einsum("gnk,gk->gn", target - new, means).square().sum())
+    output, whole = (float(residual(target, other, moment)) for other in (torch.zeros_like(target), new))
+    return error / max(output, 1e-300), error / max(whole, 1e-300)
 
 
 def residual(target: Tensor, candidate: Tensor, moment: SecondMoment) -> Tensor:

@@ -17,11 +17,12 @@ from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.batch_norms import BatchNorm, Compared, find_batch_norms, reestimate
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import Chooser
-from fxslim.passes.refit import Refit, refit, shift_bias
+from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment, split_sums
 
 __all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "restore_weights"]
 
+MEAN_MATTERS = 0.01  # of an output: a constant error above this is said where no bias can hold it
 FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 Upstream = Literal["both", "compressed"]
@@ -108,7 +109,10 @@ def restore_weights(
         if progress is not None:
             progress(step.weight if isinstance(step, Consumer) else step.mean, number, len(steps))
         walk.advance_to(step.node)
-        work.consumer(step) if isinstance(step, Consumer) else work.norm(step)
+        if isinstance(step, Consumer):
+            work.consumer(step)
+        else:
+            work.norm(step)
     refused = [f"not refitted, only sliced: {x}" for x in find_consumers(analysis.axes, evaluator.selection)[1]]
     return Restoration(
         work.weights, tuple(work.rows), (*work.warnings, *work.said, *refused), evaluator.selection,
@@ -163,6 +167,8 @@ class _Restorer:
         tokens = result.tokens // self.walk.passes
         self.rows.append(_row(consumer, self.evaluator.selection, result, tokens))
         self._warn(consumer, result, tokens)
+        if not consumer.shifted and self.by == "least-squares":
+            self._warn_of_mean(consumer, *mean_error(matrix, result.weight, train + held_out))
 
     def norm(self, norm: BatchNorm) -> None:
         """Estimates the statistics anew where the input changed."""
@@ -204,6 +210,14 @@ class _Restorer:
             self.warnings.append(
                 f"{consumer.weight}: {tokens} calibration tokens for {result.columns} columns "
                 f"(ratio {tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
+            )
+
+    def _warn_of_mean(self, consumer: Consumer, of_output: float, of_error: float) -> None:
+        """Where most of what a refit leaves is a constant that nothing can hold."""
+        if of_output > MEAN_MATTERS and of_error > 0.5:
+            self.warnings.append(
+                f"{consumer.weight}: a constant of {of_output:.1%} of its output was lost with what was removed; "
+                "there is no bias to hold it"
             )
 
 

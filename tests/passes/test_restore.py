@@ -170,6 +170,18 @@ def test_layers_without_a_bias_are_named_and_get_none(analyse: Analyse) -> None:
     assert set(made.program.weights) == {"0.weight", "0.bias", "2.weight"}
 
 
+@pytest.mark.parametrize(("height", "said"), [(1.0, True), (0.01, False)])
+def test_a_constant_that_nothing_can_hold_is_said_if_it_matters(analyse: Analyse, height: float, said: bool) -> None:
+    """Half of the units are constant and go; the others are zero on average and cannot stand for them."""
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    with torch.no_grad():
+        model[0].weight[:4], model[0].bias[:4], model[0].bias[4:] = 0, height, 0
+    analysis, data = analyse(model, torch.randn(6, 5), dynamic=({0: "rows"},)), batches()
+    plan = plan_of(analysis, [Cut.from_mask(analysis.group("0.weight[0]"), torch.arange(8) >= 4)])
+    warnings = restore_weights(analysis, plan.selection(analysis), data).warnings
+    assert [w.startswith("2.weight: a constant of") for w in warnings] == [True] * said
+
+
 def test_a_running_mean_takes_the_place_of_a_bias(analyse: Analyse) -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 3, bias=False), nn.BatchNorm1d(3))
     analysis = analyse(model, torch.randn(6, 5), dynamic=({0: "rows"},))

@@ -137,5 +137,5 @@ def test_a_result_that_is_not_the_original_with_weights_replaced_is_noticed() ->
     made = step(analysis.program, 0, 1)
     result = made.apply(analysis)
     result.program.weights["head.weight"] = result.program.weights["head.weight"] * 1.01
-    with pytest.raises(VerifyError, match="with weights replaced"):
+    with pytest.raises(VerifyError, match="branches' weights replaced"):
         made.ensures(result.program, analysis.program)

@@ -54,13 +54,14 @@ def test_vectors_stay_each_branchs_own() -> None:
 
 def test_the_names_that_went_are_other_names_of_what_is_used() -> None:
     module = shared(0, 1, 2).module()
-    assert module.branches[1][1].weight is module.branches[0][1].weight is module.branches[2][1].weight
+    used, *others = (module.get_parameter(f"branches.{i}.3.weight") for i in range(3))
+    assert all(other is used for other in others)
     assert set(module.state_dict()) == set(Layered().state_dict())
-    before = module.branches[2][3].weight.detach().clone()
+    before = used.detach().clone()
     module(batches(1)[0][0]).sum().backward()
     with torch.no_grad():
-        module.branches[0][3].weight.sub_(module.branches[0][3].weight.grad)
-    assert not torch.equal(module.branches[2][3].weight, before), "trained once for all"
+        used.sub_(used.grad)
+    assert not torch.equal(module.get_parameter("branches.2.3.weight"), before), "trained once for all"
 
 
 def test_a_saved_program_is_shared_still(tmp_path: Path) -> None:
@@ -136,5 +137,5 @@ def test_a_result_that_is_not_the_original_with_weights_replaced_is_noticed() ->
     made = step(analysis.program, 0, 1)
     result = made.apply(analysis)
     result.program.weights["head.weight"] = result.program.weights["head.weight"] * 1.01
-    with pytest.raises(VerifyError, match="with weights replaced"):
+    with pytest.raises(VerifyError, match="branches' weights replaced"):
         made.ensures(result.program, analysis.program)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -38,7 +39,7 @@ def probe(
             curve.effect = work.effect(group, curve.mask, curve.weights)
             curve.weights.clear()
             continue
-        effects = curve.readers.effects(lambda mask, weights, g=group: work.effect(g, mask, weights), analysis.program)
+        effects = curve.readers.effects(partial(work.effect, group), analysis.program)
         curve.losses, curve.effect = interpolated(len(curve.losses) - 1, effects), max(effects.values())
         curve.readers.moments.clear()
 
@@ -57,11 +58,12 @@ class _Probe:
 
     def start(self, name: str, curve: Curve) -> int:
         """The number of the first node on which the change may have an effect."""
-        axis = None if curve.mask is None else self.analysis.group(name).axis
-        terms, weights = self.analysis.axes.terms, self.analysis.program.weight_nodes()
-        calls = self.analysis.axes.calls.items() if axis is not None else ()
-        found = [n for n, c in calls if any(axis in terms.atoms(e) for e in c.letters.values())]
-        found += [user for weight in curve.weights for user in weights[weight].users]
+        weights = self.analysis.program.weight_nodes()
+        found = [user for weight in curve.weights for user in weights[weight].users]
+        if curve.mask is not None:
+            axis, terms = self.analysis.group(name).axis, self.analysis.axes.terms
+            calls = self.analysis.axes.calls.items()
+            found += [n for n, c in calls if any(axis in terms.atoms(e) for e in c.letters.values())]
         return min((self._index[node] for node in found), default=0)
 
     def advance_to(self, position: int) -> None:

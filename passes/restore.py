@@ -68,7 +68,7 @@ class Restoration:
     rows: tuple[RestoredConsumer, ...]
     warnings: tuple[str, ...]  # too few tokens, by weight, and then `refused`
     selection: Selection
-    refused: tuple[str, ...] = ()  # what lost columns and could only be sliced
+    refused: tuple[str, ...] = ()  # what could only be sliced, and what nothing can hold
     norms: tuple[RestoredNorm, ...] = ()
     by: By = "least-squares"
 
@@ -215,7 +215,7 @@ class _Restorer:
     def _warn_of_mean(self, consumer: Consumer, of_output: float, of_error: float) -> None:
         """Where most of what a refit leaves is a constant that nothing can hold."""
         if of_output > MEAN_MATTERS and of_error > 0.5:
-            self.warnings.append(
+            self.said.append(
                 f"{consumer.weight}: a constant of {of_output:.1%} of its output was lost with what was removed; "
                 "there is no bias to hold it"
             )

@@ -136,7 +136,8 @@ class _Restorer:
         self._cost = self._divergence()
         self._weights: dict[str, Tensor] = {}
         self._rows: list[RestoredConsumer] = []
-        self._warnings: list[str] = []
+        self._warnings: list[str] = []  # of too few tokens
+        self._said: list[str] = []  # what else could not be done
         self._together = self._grouped(before, shared)
 
     def _grouped(self, before: Analysis, shared: Sequence[Mapping[str, str]]) -> list[list[_Sites]]:
@@ -147,7 +148,7 @@ class _Restorer:
             for kept in dict.fromkeys(replaced.values()):
                 names = [kept, *(n for n, k in replaced.items() if k == kept)]
                 if missing := [n for n in names if n not in consumers]:
-                    self._warnings.append(f"not refitted, only shared: {missing[0]} is no weight of a linear map")
+                    self._said.append(f"not refitted, only shared: {missing[0]} is no weight of a linear map")
                     continue
                 sites = _Sites(tuple(consumers[n] for n in names))
                 found.setdefault(sites.sources, []).append(sites)
@@ -158,7 +159,8 @@ class _Restorer:
             if progress is not None:
                 progress(group[0].consumers[0].weight, number, len(self._together))
             self._refit(group)
-        return Restoration(self._weights, tuple(self._rows), tuple(self._warnings), Selection({}))
+        said = tuple(self._said)
+        return Restoration(self._weights, tuple(self._rows), (*self._warnings, *said), Selection({}), said)
 
     def _refit(self, group: Sequence[_Sites]) -> None:
         """Refits the weights that read the same values; all are taken, or none is."""

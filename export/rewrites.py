@@ -68,11 +68,14 @@ def _attention_in_four(graph: fx.Graph) -> None:
         alike = all(x.meta["val"].shape[: rank - 3] == query.meta["val"].shape[: rank - 3] for x in (key, value))
         if rank == 4 or rank < 3 or not alike or leading.count(-1) > 1:
             continue
-        if mask is not None and mask.meta["val"].dim() > min(2, rank - 1):
-            continue  # of more than queries and keys: the exporter says what it cannot do
+        if mask is not None and not _fits(mask, query, rank):
+            continue  # it differs along what becomes one dimension: the exporter says what it cannot do
         with graph.inserting_before(node):
             parts = [_in_four(graph, x, rank) for x in (query, key, value)]
             four = graph.call_function(node.target, (*parts, *rest), node.kwargs)
+            if mask is not None and mask.meta["val"].dim() == rank:
+                with graph.inserting_before(four):
+                    four.replace_input_with(mask, _in_four(graph, mask, rank))
             back: fx.Node
             if rank == 3:
                 back = graph.call_function(aten.squeeze.dims, (four, [1]))
@@ -80,6 +83,15 @@ def _attention_in_four(graph: fx.Graph) -> None:
                 back = graph.call_function(aten.unflatten.int, (four, 0, leading))
         node.replace_all_uses_with(back)
         graph.erase_node(node)
+
+
+def _fits(mask: fx.Node, query: fx.Node, rank: int) -> bool:
+    """Whether a mask means the same over four dimensions: one of all dimensions is brought into four as well, one of
+    fewer than four is aligned with the last ones."""
+    shape, wanted = mask.meta["val"].shape, query.meta["val"].shape
+    if len(shape) == rank:
+        return rank == 3 or bool(shape[: rank - 3] == wanted[: rank - 3])
+    return len(shape) < min(rank, 4)
 
 
 def _in_four(graph: fx.Graph, node: fx.Node, rank: int) -> fx.Node:

@@ -58,6 +58,26 @@ def test_attention_over_any_number_of_dimensions_is_exported(
     assert result.ok, result.failures
 
 
+class Biased(Attention):
+    """Attention with a bias on its logits, as relative positions give one."""
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), x, attn_mask=bias)
+
+
+@pytest.mark.parametrize(
+    ("shape", "bias"),
+    [((4, 5, 6), (4, 5, 5)), ((4, 5, 6), (5, 5)), ((2, 3, 4, 5, 6), (2, 3, 4, 5, 5)), ((2, 3, 4, 5, 6), (4, 5, 5))],
+    ids=str,
+)
+def test_a_bias_on_attention_over_other_than_four_dimensions_is_exported(
+    tmp_path: Path, shape: tuple[int, ...], bias: tuple[int, ...]
+) -> None:
+    program = capture(Biased(), (torch.randn(shape), 3 * torch.randn(bias)))
+    result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
+    assert result.ok, result.failures
+
+
 class Roots(nn.Module):
     """RMSNorm as most models write it, twice."""
 

@@ -16,7 +16,7 @@ from fxslim.passes.drop_branches import Branch, find_branches, influences
 
 __all__ = ["branches_of", "by_influence", "removal_factors", "scaled_removal"]
 
-_TEMPERATURE = 0.1  # MoDeGPT's epsilon: branches whose influence differs by this lose e times as much or as little
+_TEMPERATURE = 0.3  # MoDeGPT's epsilon: branches whose influence differs by this lose e times as much or as little
 
 
 def by_influence(analysis: Analysis, groups: Sequence[Group], batches: Sequence[Sequence[Tensor]]) -> Widths:

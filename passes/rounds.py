@@ -51,8 +51,8 @@ def cuts_in_rounds(
 ) -> tuple[Cut, ...]:  # fmt: skip
     """Cuts of the original that leave `counts` positions, by group name, chosen in `rounds` rounds.
 
-    The models between rounds are the original with the plan so far, restored where there is data: refits that start
-    from refits would carry their errors along, and the plan alone could not repeat them.
+    The models between rounds are the original with the plan so far, restored where there is data. Refits that start
+    from refits are no better where measured (docs/methods.md), and the plan alone could not repeat them.
 
     Raises:
         VerifyError: `choose` did not leave as many positions as it was asked for.

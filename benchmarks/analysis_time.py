@@ -1,6 +1,6 @@
 """Analysis time against depth: ResNets, and GPT-2 XL's shape captured on the meta device. Capture is not counted.
 
-python benchmarks/analysis_time.py [--out FILE]
+python -m benchmarks.analysis_time [--out FILE]
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from zoo import shim_torchvision
 
+from benchmarks.zoo.shim import shim_torchvision
 from fxslim.api import analyze, capture
 from fxslim.graph.program import Program
 

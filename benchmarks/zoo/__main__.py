@@ -5,7 +5,8 @@
 Rows come into `<work>/<library>.jsonl` one by one, so that a sweep that was stopped goes on where it was (`--again`
 measures anew). The tables in `--out`, the totals and the comparison with the expected status are made of all rows
 there, also those of the other major version of transformers. A row that other code measured is measured again, unless
-`--old` lets it count. Exit code 1: a model's status is not the expected one, in either direction.
+`--old` lets it count, and with it those of the table in `--out`. Exit code 1: a model's status is not the expected one,
+in either direction.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.zoo.measure import Row
 from benchmarks.zoo.scaling import plot
-from benchmarks.zoo.sweep import LIBRARIES, names_of, read_rows, run, write_csv
+from benchmarks.zoo.sweep import LIBRARIES, names_of, read_csv, read_rows, run, write_csv
 from benchmarks.zoo.totals import accept, compare, totals
 
 RESULTS = Path("benchmarks/results")
@@ -34,7 +35,9 @@ def main() -> None:
     for library in options.library:
         rows += _sweep(library, options)
     if not options.only:
-        rows = [row for path in sorted(options.work.glob("*.jsonl")) for row in _latest(path)]
+        swept = [row for path in sorted(options.work.glob("*.jsonl")) for row in _latest(path)]
+        earlier = read_csv(options.out / "zoo.csv") if options.old else []
+        rows = list({(row.library, row.model): row for row in (*earlier, *swept)}.values())
         _write_tables(rows, options.out)
     print(totals(rows))
     if options.accept:
@@ -64,8 +67,9 @@ def _sweep(library: str, options: argparse.Namespace) -> list[Row]:
     names = [n for n in names_of(library) if not options.only or any(part in n for part in options.only)]
     names = [n for n in names if not options.models or n in options.models]
     current = fingerprint()
-    old = [] if options.again else [r for r in _latest(path) if options.old or r.code == current]
-    known = {row.model: row for row in old}
+    committed = [r for r in read_csv(options.out / "zoo.csv") if options.old and r.library == key]
+    old = [] if options.again else [*committed, *(r for r in _latest(path) if options.old or r.code == current)]
+    known = {row.model: row for row in old if row.model in names}
     left = [n for n in names if n not in known]
     print(f"{key}: {len(names)} models, {len(names) - len(left)} measured before", flush=True)
 
@@ -104,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--library", nargs="*", default=list(LIBRARIES), choices=list(LIBRARIES))
     parser.add_argument("--only", nargs="*", default=[], help="parts of model names")
     parser.add_argument("--models", nargs="*", default=[], help="these models alone, by their full names")
-    parser.add_argument("--old", action="store_true", help="rows that other code measured count too")
+    parser.add_argument("--old", action="store_true", help="rows that other code measured, or --out holds, count too")
     parser.add_argument("--static", action="store_true", help="without dynamic dimensions: half the time, one shape")
     parser.add_argument("--accept", action="store_true", help="write what was found as the expected status")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")

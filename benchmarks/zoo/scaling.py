@@ -18,7 +18,7 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
     return float(p), float(np.exp(intercept))
 
 
-def plot(rows: Sequence[Row], path: Path) -> dict[str, float]:
+def plot(rows: Sequence[Row], path: Path, *, clock: str = "seconds (wall clock)") -> dict[str, float]:
     """Writes the plot; returns the exponents of analysis and of rewriting.
 
     A graph's size is its number of nodes. Rewriting is making and applying a plan, shapes derived and verified anew.
@@ -43,7 +43,7 @@ def plot(rows: Sequence[Row], path: Path) -> dict[str, float]:
         line = np.array([sizes.min(), sizes.max()])
         axes.loglog(line, factor * line**p, "-", color=points.get_color(), linewidth=1)
     axes.set_xlabel("nodes of the graph")
-    axes.set_ylabel("seconds (wall clock)")
+    axes.set_ylabel(clock)
     axes.legend(frameon=False)
     axes.grid(visible=True, which="major", alpha=0.3)
     figure.tight_layout()

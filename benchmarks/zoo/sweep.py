@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import MISSING, fields
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from benchmarks.zoo.case import Build
 from benchmarks.zoo.measure import COLUMNS, Row, measure
 
-__all__ = ["LIBRARIES", "names_of", "read_rows", "run", "write_csv"]
+__all__ = ["LIBRARIES", "names_of", "read_csv", "read_rows", "run", "write_csv"]
 
 LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "transformers": "hf"}
 _MODULES = {**LIBRARIES, "tests": "selftest"}
@@ -90,6 +91,15 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writeheader()
         writer.writerows(row.to_dict() for row in sorted(rows, key=lambda r: (r.library, r.model)))
     part.replace(path)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a table that `write_csv` wrote; none where there is no file."""
+    if not path.exists():
+        return []
+    types = {f.name: type(f.default) if f.default is not MISSING else str for f in fields(Row)}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Row(**{name: types[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from benchmarks.zoo.case import Case
 from benchmarks.zoo.hf import cases
 from benchmarks.zoo.measure import Row, measure
 from benchmarks.zoo.scaling import exponent, plot
-from benchmarks.zoo.sweep import read_rows, run, write_csv
+from benchmarks.zoo.sweep import read_csv, read_rows, run, write_csv
 from benchmarks.zoo.totals import accept, compare, totals
 
 EXACT = 1e-9
@@ -52,6 +52,16 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b(torch.relu(self.norm(self.a(x))) * self.scale)
+
+
+def test_a_table_gives_its_rows_back(tmp_path: Path) -> None:
+    rows = [
+        Row("a", "one", "ok", nodes=3, error_width=1e-16, exact_share=0.5, analysis_s=0.25),
+        Row("b", "two", "not proven", 'a reason, "quoted"'),
+    ]
+    write_csv(rows, tmp_path / "zoo.csv")
+    assert [str(row) for row in read_csv(tmp_path / "zoo.csv")] == [str(row) for row in rows]  # NaN differs from NaN
+    assert read_csv(tmp_path / "none.csv") == []
 
 
 def test_constant_parameters_come_alive_and_batch_norms_settle() -> None:

@@ -14,7 +14,7 @@ from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
-from fxslim.passes.bases import in_bases
+from fxslim.passes.bases import in_bases, rebase_for
 from fxslim.passes.methods import Restore
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import PlanOptions, plan_and_restore
@@ -122,8 +122,9 @@ def apply_plan(
         return Applied(Prune(plan)(analysis).program, None, analysis)
     if batches is None:
         raise InputError("restoration needs calibration data", remedy="give `calibration=`, or restore='none'")
-    analysis = in_bases(analysis, plan, batches)
-    restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress)
+    changed = rebase_for(analysis, plan, batches)
+    analysis, data = changed.analysis, changed.inputs(batches)
+    restoration = restore_weights(analysis, plan.selection(analysis), data, progress=progress)
     return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration, analysis)
 
 
@@ -148,7 +149,8 @@ def compress(
     if made.restoration is not None and restore in (None, "least-squares"):
         program = Prune(made.plan, restored=made.restoration.weights)(made.analysis).program
         return made.plan, Applied(program, made.restoration, made.analysis)
-    return made.plan, apply_plan(made.analysis, made.plan, restore, batches, options.get("progress"))
+    data = made.calibration or batches
+    return made.plan, apply_plan(made.analysis, made.plan, restore, data, options.get("progress"))
 
 
 def prove(
@@ -166,7 +168,9 @@ def prove(
         CheckError: an output is not finite, so that nothing can be compared.
         PlanError: the plan was made for another program.
     """
-    return _prove(in_bases(for_plan(program, plan), plan, _listed(calibration)), plan, _listed(inputs), tolerance)
+    changed = rebase_for(for_plan(program, plan), plan, _listed(calibration))
+    given = _listed(inputs)
+    return _prove(changed.analysis, plan, None if given is None else changed.inputs(given), tolerance)
 
 
 def for_plan(program: Program | Analysis, plan: Plan) -> Analysis:

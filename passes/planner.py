@@ -15,8 +15,9 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.errors import InputError, PlanError, VerifyError
 from fxslim.passes.allocation import allocate
-from fxslim.passes.bases import change_bases
+from fxslim.passes.bases import Rebased, rebase
 from fxslim.passes.budget import TOLERANCE, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.caches import cache_notes
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
@@ -38,11 +39,13 @@ __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 class Planned:
     """A plan, the analysis that it applies to (its subspaces in their bases), and the restoration that choosing brought
     about on the way: None where choosing needed none, or where a group is cut that calls without weights, or norms, see
-    before it is decided."""
+    before it is decided. `calibration` is the data in the coordinates of that analysis, None where it is what was
+    given."""
 
     plan: Plan
     analysis: Analysis
     restoration: Restoration | None
+    calibration: Sequence[Sequence[Tensor]] | None = None
 
 
 def make_plan(
@@ -275,42 +278,45 @@ class _Planner:
                 return Survey(curves, bases, tuple(self.subspaces), ())
         assert self.batches is not None
         found = survey(self.analysis, self.chosen, self.subspaces, fitted(self.batches), self.progress)
-        changed = change_bases(self.analysis, found, tuple(found.bases))
-        for analysis, in_basis in ((changed, True), (self.analysis, False)):
+        changed = rebase(self.analysis, found, tuple(found.bases))
+        for program, in_basis in ((changed, True), (Rebased(self.analysis), False)):
             own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
-            probe(analysis, own, self.batches[-1], self.progress)
+            probe(program.analysis, own, program.inputs(self.batches[-1:])[0], self.progress)
         return found
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""
         cut = [g for g in self.chosen if counts[g.axis] < g.size]
         number = {g.name: counts[g.axis] for g in cut}
-        analysis = self._in_bases([s for s in self.subspaces if s.group.name in number])
+        based = [s for s in self.subspaces if s.group.name in number]
+        changed = self._in_bases(based)
+        analysis, batches = changed.analysis, None if self.batches is None else changed.inputs(self.batches)
         groups = {name: analysis.group(name) for name in number}
-        first = {s.group.name: leading(s.group, number[s.group.name]) for s in self.subspaces if s.group.name in number}
-        masks, restoration = self._choose(analysis, groups, number, first)
+        first = {s.group.name: leading(s.group, number[s.group.name]) for s in based}
+        masks, restoration = self._choose(analysis, batches, groups, number, first)
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         plan = Plan(
             self.analysis.program.fingerprint(), cuts, self._options(), self.costs.change(counts=counts),
-            tuple(self.notes), preparations_of(self.analysis.program),
+            (*self.notes, *cache_notes(based)), preparations_of(self.analysis.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(g for g in cut if g.name not in first):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
-        return Planned(plan, analysis, restoration)
+        return Planned(plan, analysis, restoration, batches)
 
     def _choose(
-        self, analysis: Analysis, groups: Mapping[str, Group], number: Mapping[str, int], first: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Restoration | None]:
+        self, analysis: Analysis, batches: Sequence[Sequence[Tensor]] | None, groups: Mapping[str, Group],
+        number: Mapping[str, int], first: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], Restoration | None]:  # fmt: skip
         """What each group keeps, by name, where subspaces keep what comes `first`; and the restoration on the way."""
         rest = [g for n, g in groups.items() if n not in first]
         if self.importance not in BY_DATA:
-            scores = scores_for(self.importance, analysis, rest, self.seed, self.batches)
+            scores = scores_for(self.importance, analysis, rest, self.seed, batches)
             return {**first, **{name: top(score, number[name]) for name, score in scores.items()}}, None
-        assert self.batches is not None
+        assert batches is not None
         selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})
         counts = {group.axis: number[n] for n, group in groups.items()}
-        chooser = Chooser(analysis, rest, counts, self.batches, self.importance)
-        restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
+        chooser = Chooser(analysis, rest, counts, batches, self.importance)
+        restoration = restore_weights(analysis, selection, batches, chooser=chooser, progress=self.progress)
         return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
 
     def _summed_unseen(self, groups: Iterable[Group]) -> bool:
@@ -318,13 +324,13 @@ class _Planner:
         the one that does."""
         return any(not self.consumers.keys() >= set(g.consumers) for g in groups)
 
-    def _in_bases(self, based: Sequence[Subspace]) -> Analysis:
+    def _in_bases(self, based: Sequence[Subspace]) -> Rebased:
         if not based:
-            return self.analysis
+            return Rebased(self.analysis)
         if self.found is None:
             assert self.batches is not None
             self.found = survey(self.analysis, [], based, fitted(self.batches), self.progress)
-        return change_bases(self.analysis, self.found, [s.group.name for s in based])
+        return rebase(self.analysis, self.found, [s.group.name for s in based])
 
     def _options(self) -> dict[str, Any]:
         return {

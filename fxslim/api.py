@@ -14,7 +14,7 @@ from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
-from fxslim.passes.bases import in_bases
+from fxslim.passes.bases import in_bases, rebase_for
 from fxslim.passes.methods import Restore
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import PlanOptions, plan_and_restore
@@ -126,13 +126,14 @@ def apply_plan(
         return Applied(Prune(plan)(analysis).program, None, analysis)
     if batches is None:
         raise InputError("restoration needs calibration data", remedy="give `calibration=`, or restore='none'")
-    analysis = in_bases(analysis, plan, batches)
+    changed = rebase_for(analysis, plan, batches)
+    analysis, data = changed.analysis, changed.inputs(batches)
     if plan.options.get("share"):
         if by == "bias":
             raise InputError("shared weights are refitted by least squares", remedy="give restore='none' for copies")
         restoration = restore_shared(*_unshared(given, plan), batches, progress)
     else:
-        restoration = restore_weights(analysis, plan.selection(analysis), batches, progress=progress, by=by)
+        restoration = restore_weights(analysis, plan.selection(analysis), data, progress=progress, by=by)
     return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration, analysis)
 
 
@@ -158,7 +159,8 @@ def compress(
         program = Prune(made.plan, restored=made.restoration.weights)(made.analysis).program
         return made.plan, Applied(program, made.restoration, made.analysis)
     given = analysis if options.get("share") else made.analysis  # shared weights are refitted from the original ones
-    return made.plan, apply_plan(given, made.plan, restore, batches, options.get("progress"))
+    data = made.calibration or batches
+    return made.plan, apply_plan(given, made.plan, restore, data, options.get("progress"))
 
 
 def prove(
@@ -176,7 +178,9 @@ def prove(
         CheckError: an output is not finite, so that nothing can be compared.
         PlanError: the plan was made for another program.
     """
-    return _prove(in_bases(for_plan(program, plan), plan, _listed(calibration)), plan, _listed(inputs), tolerance)
+    changed = rebase_for(for_plan(program, plan), plan, _listed(calibration))
+    given = _listed(inputs)
+    return _prove(changed.analysis, plan, None if given is None else changed.inputs(given), tolerance)
 
 
 def for_plan(program: Program | Analysis, plan: Plan) -> Analysis:

@@ -34,8 +34,9 @@ def capture(
 ) -> Program:
     """The Program of `model.forward(*args, **kwargs)` in evaluation mode.
 
-    `caches` names cache inputs and the outputs that replace them, whose static sizes may shrink together; without it,
-    inputs whose names say so (past, cache, state, memory) and that come back longer are taken for caches.
+    `caches` names cache inputs and the outputs that replace them, whose static sizes may shrink together, in any basis:
+    they are empty at first, or filled by what the program itself returned. Without it, inputs whose names say so (past,
+    cache, state, memory) and that come back longer are taken for caches; those keep their basis.
     `dynamic_shapes` follows `torch.export`; a plain string in place of a `Dim` names a dynamic dimension, equal strings
     being one dimension. The model's weights are shared, not copied; its training flags are left as they were.
 
@@ -308,16 +309,20 @@ def _flat_specs(dynamic_shapes: Any, args: tuple[Any, ...], kwargs: dict[str, An
     flat: list[Any] = []
     values = [*args, *kwargs.values()]
     for value, spec in zip(values, given, strict=False):
-        if isinstance(value, torch.Tensor):
-            flat.append(spec)
-        else:
-            flat.extend([None] * len(pytree.tree_leaves(value)) if spec is None else _leaves_of_spec(spec))
+        flat.extend(_leaves_of_spec(value, spec))
     return flat
 
 
-def _leaves_of_spec(spec: Any) -> list[Any]:
-    if isinstance(spec, list | tuple) and any(isinstance(s, list | tuple | dict) for s in spec):
-        return [leaf for s in spec for leaf in _leaves_of_spec(s)]
+def _leaves_of_spec(value: Any, spec: Any) -> list[Any]:
+    """One specification for each tensor of a nested argument, which the specification is nested like."""
+    if isinstance(value, torch.Tensor):
+        return [spec]
+    if spec is None:
+        return [None] * len(pytree.tree_leaves(value))
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in _leaves_of_spec(inner, spec.get(key))]
+    if isinstance(value, list | tuple):
+        return [leaf for inner, own in zip(value, spec, strict=False) for leaf in _leaves_of_spec(inner, own)]
     return [spec]
 
 

@@ -93,12 +93,33 @@ def _verify_interface(program: Program, original: Program) -> None:
     for new, old in zip(_placeholders(program), _placeholders(original), strict=True):
         if old.name not in caches and not _same_shape(new.meta["val"], old.meta["val"]):
             raise VerifyError(f"the input {old.name!r} changed its shape")
+    _verify_loops(program, original)
     outputs = zip(program.output_names, program.output_nodes, original.output_nodes, strict=True)
     for name, new_out, old_out in outputs:
         if not (isinstance(new_out, fx.Node) and isinstance(old_out, fx.Node)) or name in caches.values():
             continue
         if not _same_shape(new_out.meta["val"], old_out.meta["val"], _known(program)):
             raise VerifyError(f"the output {name!r} changed its shape", at=where(new_out))
+
+
+def _verify_loops(program: Program, original: Program) -> None:
+    """What replaced a cache still does: where both had one size, they have one now."""
+    sizes = [_cache_sizes(p) for p in (original, program)]
+    for cache, pairs in sizes[0].items():
+        for old, new in zip(pairs, sizes[1].get(cache, []), strict=True):
+            if isinstance(old[0], int) and old[0] == old[1] and new[0] != new[1]:
+                raise VerifyError(f"the cache {cache!r} has size {new[0]} and comes back with {new[1]}")
+
+
+def _cache_sizes(program: Program) -> dict[str, list[tuple[Size, Size]]]:
+    """The sizes of every dimension of a cache, going in and coming back."""
+    inputs = {n.name: n for n in _placeholders(program)}
+    outputs = dict(zip(program.output_names, program.output_nodes, strict=True))
+    found = {}
+    for name, output in find_caches(program).items():
+        into, back = (n.meta["val"].shape for n in (inputs[name], outputs[output]))
+        found[name] = [(size_of(a), size_of(b)) for a, b in zip(into, back, strict=False)]
+    return found
 
 
 def _placeholders(program: Program) -> list[fx.Node]:

@@ -34,6 +34,11 @@ class Basis:
     backward: Tensor
     energy: Tensor
 
+    def matrix(self, reads: bool) -> Tensor:
+        """What takes a place of the axis to new coordinates: [*batch, d, d]. Places that read it change with the
+        inverse transpose."""
+        return self.backward.mT if reads else self.forward
+
     def losses(self) -> Tensor:
         """The cost of keeping 0, 1, ..., d coordinates, summed over the batch: [d + 1], descending to zero."""
         tail = self.energy.flip(-1).cumsum(-1).flip(-1)

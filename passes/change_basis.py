@@ -13,7 +13,8 @@ from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
 from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.basis import Basis
-from fxslim.passes.same import verify_same_function
+from fxslim.passes.caches import CacheMoves
+from fxslim.passes.same import random_inputs, verify_outputs, verify_same_function
 from fxslim.passes.spec import named_in, spec_name
 from fxslim.passes.subspaces import Subspace
 
@@ -22,7 +23,8 @@ __all__ = ["ChangeBasis", "bases_of"]
 
 @dataclass(frozen=True)
 class ChangeBasis(Pass):
-    """Rewrites the weights that make an axis and those that read it in new coordinates. The numerics are preserved."""
+    """Rewrites the weights that make an axis and those that read it in new coordinates. The numerics are preserved;
+    what a cache holds, in the example inputs too, is in new coordinates as well."""
 
     name: ClassVar[str] = "change-basis"
     groups: tuple[str, ...]  # names, so that the history of the program tells
@@ -41,19 +43,22 @@ class ChangeBasis(Pass):
         for subspace in self.subspaces:
             basis, group = self.bases[subspace.group.name], subspace.group
             for name in dict.fromkeys(name for name, _, _ in subspace.weights):
-                matrices = {
-                    dim: basis.backward.mT if reads else basis.forward
-                    for own, dim, reads in subspace.weights
-                    if own == name
-                }
+                matrices = {dim: basis.matrix(reads) for own, dim, reads in subspace.weights if own == name}
                 old = rewriter.program.weights[name]
                 new = transformed(old, analysis.axes.dims(nodes[name]), group.axis, group.batch, matrices)
                 rewriter.set_weight(name, new.contiguous())
+        moves = CacheMoves.of(analysis.program, self.subspaces, self.bases)
+        if moves is not None:
+            rewriter.program.example_inputs = tuple(moves.inputs(analysis.program.example_inputs))
         return PassResult(rewriter.program, rewriter.edits)
 
     def ensures(self, result: Program, original: Program) -> None:
-        """The result is well formed, keeps its interface and computes the same."""
-        verify_same_function(result, original)
+        """The result is well formed, keeps its interface and computes the same; where it has caches also on random
+        ones, which examples of zeros would hide."""
+        moves = CacheMoves.of(original, self.subspaces, self.bases)
+        verify_same_function(result, original, moves=moves)
+        if moves is not None:
+            verify_outputs(result, original, random_inputs(original), moves)
 
 
 def bases_of(program: Program) -> frozenset[str]:

@@ -14,8 +14,9 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
-from fxslim.passes.bases import change_bases
+from fxslim.passes.bases import Rebased, rebase
 from fxslim.passes.budget import TOLERANCE, Widths, choose_groups, counts_for_keep, counts_for_width
+from fxslim.passes.caches import cache_notes
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.importance import BY_DATA, Chooser, scores_for, scores_on_original, sums_once, top
 from fxslim.passes.influence import by_influence
@@ -40,11 +41,13 @@ __all__ = ["Planned", "Planning"]
 class Planned:
     """A plan, the analysis that it applies to (its subspaces in their bases), and the restoration that choosing brought
     about on the way: None where choosing needed none, or where a group is cut that calls without weights, or norms, see
-    before it is decided."""
+    before it is decided. `calibration` is the data in the coordinates of that analysis, None where it is what was
+    given."""
 
     plan: Plan
     analysis: Analysis
     restoration: Restoration | None
+    calibration: Sequence[Sequence[Tensor]] | None = None
 
 
 class Planning:
@@ -221,10 +224,10 @@ class Planning:
         weighted = [g for g in self.chosen if g.name not in self.products]
         found = survey(self.analysis, weighted, self.subspaces, fitted(self.batches), self.progress, self.matrices)
         found.curves.update((n, product_curve(s)) for n, s in self._scored_products(self.chosen).items())
-        changed = change_bases(self.analysis, found, tuple(found.bases))
-        for analysis, in_basis in ((changed, True), (self.analysis, False)):
+        changed = rebase(self.analysis, found, tuple(found.bases))
+        for program, in_basis in ((changed, True), (Rebased(self.analysis), False)):
             own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
-            probe(analysis, own, self.batches[-1], self.progress)
+            probe(program.analysis, own, program.inputs(self.batches[-1:])[0], self.progress)
         if self.surveys is not None:
             self.surveys[key] = found
         return found
@@ -246,22 +249,23 @@ class Planning:
         alone = {n: top(s, number[n]) for n, s in self._scored_products(cut).items()}
         based = tuple(s for s in self.subspaces if s.group.name in number)
         sized = with_pairs(Sized(self.analysis, number, based, bases, alone), self.ranks, pairs)
-        opened, analysis = sized.analysis, self._in_bases(sized)
+        opened, changed = sized.analysis, self._in_bases(sized)
+        analysis, batches = changed.analysis, None if self.batches is None else changed.inputs(self.batches)
         groups = {name: analysis.group(name) for name in sized.number}
         first = {s.group.name: leading(s.group, sized.number[s.group.name]) for s in sized.subspaces}
-        masks, restoration = self._choose(analysis, groups, sized.number, {**first, **sized.masks})
+        masks, restoration = self._choose(analysis, batches, groups, sized.number, {**first, **sized.masks})
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
         costs = CostModel(opened.axes, self.costs.uncounted) if self.ranks else self.costs
         remaining = {opened.group(name).axis: count for name, count in sized.number.items()}
         plan = Plan(
             opened.program.fingerprint(), cuts, self.options(), self.costs.change(costs, remaining),
-            tuple(self.notes), preparations_of(opened.program),
+            (*self.notes, *cache_notes(based)), preparations_of(opened.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(
             analysis, (g for n, g in groups.items() if n not in {**first, **sized.masks})
         ):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
-        return Planned(plan, analysis, restoration)
+        return Planned(plan, analysis, restoration, batches)
 
     def _scored_products(self, groups: Sequence[Group]) -> dict[str, Tensor]:
         """The scores of those groups that products of activations alone sum over, by name."""
@@ -273,18 +277,19 @@ class Planning:
         return {g.name: self._product_scores[g.name] for g in wanted}
 
     def _choose(
-        self, analysis: Analysis, groups: Mapping[str, Group], number: Mapping[str, int], first: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Restoration | None]:
+        self, analysis: Analysis, batches: Sequence[Sequence[Tensor]] | None, groups: Mapping[str, Group],
+        number: Mapping[str, int], first: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], Restoration | None]:  # fmt: skip
         """What each group keeps, by name, where `first` is decided already; and the restoration on the way."""
         rest = [g for n, g in groups.items() if n not in first]
         if self.scores or self.importance not in BY_DATA:
-            scores = self.scores or scores_for(self.importance, analysis, rest, self.seed, self.batches)
+            scores = self.scores or scores_for(self.importance, analysis, rest, self.seed, batches)
             return {**first, **{g.name: top(scores[g.name], number[g.name]) for g in rest}}, None
-        assert self.batches is not None
+        assert batches is not None
         selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})
         counts = {group.axis: number[n] for n, group in groups.items()}
-        chooser = Chooser(analysis, rest, counts, self.batches, self.importance)
-        restoration = restore_weights(analysis, selection, self.batches, chooser=chooser, progress=self.progress)
+        chooser = Chooser(analysis, rest, counts, batches, self.importance)
+        restoration = restore_weights(analysis, selection, batches, chooser=chooser, progress=self.progress)
         return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
 
     @staticmethod
@@ -294,14 +299,14 @@ class Planning:
         consumers = {c.node.name for c in find_consumers(analysis.axes)[0]}
         return any(not consumers >= set(g.consumers) for g in groups)
 
-    def _in_bases(self, sized: Sized) -> Analysis:
+    def _in_bases(self, sized: Sized) -> Rebased:
         """The analysis of the program in the bases of its subspaces; those that are not known are estimated."""
         names = [s.group.name for s in sized.subspaces]
         bases = {name: basis for name, basis in sized.bases.items() if name in names}
         if missing := [s for s in sized.subspaces if s.group.name not in bases]:
             assert self.batches is not None
             bases |= survey(sized.analysis, [], missing, fitted(self.batches), self.progress).bases
-        return change_bases(sized.analysis, Survey({}, bases, sized.subspaces, ()), names)
+        return rebase(sized.analysis, Survey({}, bases, sized.subspaces, ()), names)
 
     def options(self) -> dict[str, Any]:
         """How the plan was made, as it says itself."""

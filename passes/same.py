@@ -11,17 +11,20 @@ from fxslim.graph.errors import VerifyError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.verify import verify
+from fxslim.passes.caches import CacheMoves
 
-__all__ = ["random_inputs", "relative_difference", "verify_same_function"]
+__all__ = ["random_inputs", "relative_difference", "verify_outputs", "verify_same_function"]
 
 # Relative to the largest magnitude of an output: sums in another order, in the program's own precision.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def verify_same_function(result: Program, original: Program, inputs: Sequence[Tensor] | None = None) -> None:
+def verify_same_function(
+    result: Program, original: Program, inputs: Sequence[Tensor] | None = None, moves: CacheMoves | None = None
+) -> None:
     """Checks that `result` is well formed, keeps its interface, and computes what `original` does on `inputs`, by
-    default its examples.
+    default its examples. Caches that `moves` takes to other coordinates are compared in those.
 
     Raises:
         VerifyError: it does not, or it cannot be run because its weights are on the meta device.
@@ -34,10 +37,21 @@ def verify_same_function(result: Program, original: Program, inputs: Sequence[Te
         return  # nothing was replaced
     if any(tensor.is_meta for tensor in original.weights.values()):
         raise VerifyError("the weights are on the meta device: the same function cannot be shown", remedy="load them")
+    verify_outputs(result, original, original.example_inputs if inputs is None else inputs, moves)
+
+
+def verify_outputs(
+    result: Program, original: Program, given: Sequence[Tensor], moves: CacheMoves | None = None
+) -> None:
+    """Checks that two well formed programs compute the same on the inputs `given`, those of the original.
+
+    Raises:
+        VerifyError: they do not.
+    """
+    before, after = _outputs(original, given), _outputs(result, given if moves is None else moves.inputs(given))
+    before = before if moves is None else moves.outputs(before, given)
     half = any(w.dtype in _HALF for w in original.info.values())
-    for name, wanted, got in zip(
-        original.output_names, _outputs(original, inputs), _outputs(result, inputs), strict=True
-    ):
+    for name, wanted, got in zip(original.output_names, before, after, strict=True):
         if isinstance(wanted, Tensor):
             error = relative_difference(wanted, got)
             if error > (HALF_TOLERANCE if half else TOLERANCE):
@@ -53,10 +67,10 @@ def random_inputs(program: Program) -> list[Tensor]:
     ]
 
 
-def _outputs(program: Program, inputs: Sequence[Tensor] | None) -> list[Tensor]:
+def _outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Evaluator(program).run(program.example_inputs if inputs is None else inputs)
+        return Evaluator(program).run(inputs)
 
 
 def relative_difference(wanted: Tensor, got: Tensor) -> float:

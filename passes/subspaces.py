@@ -17,6 +17,7 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.axes.weights import weight_like
 from fxslim.graph.errors import AnalysisError
 from fxslim.graph.program import bind_symbols
+from fxslim.passes.caches import CachePlace, cache_places
 from fxslim.passes.statistics import CalibrationWalk
 
 __all__ = ["Gathered", "Side", "Subspace", "find_subspaces", "gather_at", "leading"]
@@ -36,13 +37,15 @@ class Side:
 @dataclass(frozen=True)
 class Subspace:
     """A group whose basis may be changed: `sides` are the operands of the calls that sum over its axis, `weights` the
-    dimensions of weights on which it lies, each with whether it changes with the inverse basis."""
+    dimensions of weights and `caches` those of caches on which it lies, each with whether it changes with the inverse
+    basis."""
 
     group: Group
     sides: tuple[Side, ...]
     weights: tuple[tuple[str, int, bool], ...]
     rotations: bool = False  # only rotations are left: both sides hold the axis in one place, or its length is taken
     stream: bool = False  # its length is taken: a residual stream whose norms are plain
+    caches: tuple[tuple[CachePlace, bool], ...] = ()
 
     @property
     def estimated(self) -> bool:
@@ -80,8 +83,7 @@ def find_subspaces(analysis: Analysis, groups: Sequence[Group]) -> tuple[list[Su
 
 
 def _subspace(analysis: Analysis, group: Group, places: Orientations, constants: frozenset[fx.Node]) -> Subspace:
-    if group.caches:
-        raise AnalysisError("a cache of the user lies in its basis")
+    caches = cache_places(analysis, group, places)
     sums = [c for c in analysis.axes.calls.values() if _sums_over(analysis, c, group.axis)]
     contractions = [c for c in sums if not _is_length(c)]
     operands = [(c, o, d) for c in contractions for o, d in _operands(analysis, c, group.axis)]
@@ -89,14 +91,17 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
         raise AnalysisError("nothing sums over it")
     nodes = analysis.program.weight_nodes()
     if group.symmetry is Symmetry.ORTHOGONAL:
-        return replace(_rotated(analysis, group, operands, constants), stream=len(sums) > len(contractions))
+        rotated = _rotated(analysis, group, operands, constants)
+        return replace(rotated, stream=len(sums) > len(contractions), caches=tuple((place, False) for place in caches))
     found = {key: places.place(*key, group.axis) for key in dict.fromkeys((o, d) for _, o, d in operands)}
     on_weights = {
         (name, dim): places.place(node, dim, group.axis)
         for name, node in nodes.items()
         for dim in holders(analysis.axes.dims(node), group.axis)
     }
-    if len({root for root, _ in (*found.values(), *on_weights.values())}) != 1:
+    on_caches = [(place, *places.place(place.node, place.dim, group.axis)) for place in caches]
+    roots = {root for root, _ in (*found.values(), *on_weights.values())} | {root for _, root, _ in on_caches}
+    if len(roots) != 1:
         raise AnalysisError("its places do not hang together")
     # A weight that is summed over reads the axis; of two activations the second one does.
     reader = next(((o, d) for _, o, d in operands if o in constants), (operands[1][1], operands[1][2]))
@@ -105,7 +110,7 @@ def _subspace(analysis: Analysis, group: Group, places: Orientations, constants:
     weights = tuple((name, dim, colour == flipped) for (name, dim), (_, colour) in on_weights.items())
     if not all(s.reads for s in sides if s.constant):
         raise AnalysisError("weights that sum over it stand on both sides")
-    return Subspace(group, sides, weights)
+    return Subspace(group, sides, weights, caches=tuple((place, colour == flipped) for place, _, colour in on_caches))
 
 
 def _rotated(

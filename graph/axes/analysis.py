@@ -65,6 +65,7 @@ def analyze_axes(program: Program) -> Axes:
         elif node.op == "call_function":
             _call(axes, node)
         elif node.op == "output":
+            _close_caches(axes)
             _fix_outputs(axes)
     _collect_fixed(axes)
     return axes
@@ -185,6 +186,25 @@ def _missing_size(found: DimRule, letters: Mapping[str, Expr], product: Product,
     if size is None:
         raise RuleError(f"the size of `{wanted}` in {found} cannot be derived")
     return size
+
+
+def _close_caches(axes: Axes) -> None:
+    """What comes back goes in again: where both sizes are known, both dimensions have the same positions."""
+    inputs = {n.name: n for n in axes.program.graph.find_nodes(op="placeholder")}
+    outputs = dict(zip(axes.program.output_names, axes.program.output_nodes, strict=True))
+    for name, output in axes.caches.items():
+        into, back = axes.values[inputs[name]][0], axes.values.get(outputs[output], ((),))[0]
+        reason = Reason(f"the output `{output}` replaces the cache `{name}`")
+        if len(into) != len(back):
+            for expr in (*into, *back):
+                axes.terms.fix(expr, Reason(f"{reason.text} in another shape"))
+            continue
+        for a, b in zip(into, back, strict=True):
+            if isinstance(size := expr_size(a), int) and size == expr_size(b):
+                axes.terms.unify(a, b, reason)
+            else:
+                axes.terms.fix(a, Reason(f"{reason.text} in another size"))
+                axes.terms.fix(b, Reason(f"{reason.text} in another size"))
 
 
 def _fix_outputs(axes: Axes) -> None:

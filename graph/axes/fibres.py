@@ -71,10 +71,12 @@ def _own(factor: object, axis: Axis, symbols: Symbols | None) -> Tensor | None:
 
 
 def transformed(
-    tensor: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Axis, ...], matrices: Mapping[int, Tensor]
-) -> Tensor:
+    tensor: Tensor, dims: Sequence[Expr], axis: Axis, batch: tuple[Axis, ...], matrices: Mapping[int, Tensor],
+    symbols: Symbols | None = None,
+) -> Tensor:  # fmt: skip
     """`tensor` with a matrix applied along each of the dimensions `matrices`: new = M[batch position] @ old, for
-    `M: [*batch, d, d]`. Computed in float64, returned in the type of `tensor`.
+    `M: [*batch, d, d]`. Computed in float64, returned in the type of `tensor`. `symbols` are the values of
+    dynamic sizes.
 
     Raises:
         AnalysisError: a batch axis does not accompany the axis in a way that can be told apart.
@@ -82,10 +84,10 @@ def transformed(
     result = tensor.detach().double().clone()
     for dim, matrix in matrices.items():
         flat = matrix.double().reshape(-1, *matrix.shape[-2:])
-        for view, own_dims, own_dim, fixed in _slices(result, dims, dim, batch):
-            rows = fibres(own_dims[own_dim], axis)
+        for view, own_dims, own_dim, fixed in _slices(result, dims, dim, batch, symbols):
+            rows = fibres(own_dims[own_dim], axis, symbols)
             moved = view.movedim(own_dim, 0)
-            chosen = flat[_numbers(own_dims[own_dim], rows, batch, fixed, None)]
+            chosen = flat[_numbers(own_dims[own_dim], rows, batch, fixed, symbols)]
             values = moved[rows].reshape(*rows.shape, -1)
             moved[rows] = (chosen @ values).reshape(moved[rows].shape)
     return result.to(tensor.dtype)

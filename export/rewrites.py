@@ -66,7 +66,7 @@ def _attention_in_four(graph: fx.Graph) -> None:
         mask = rest[0] if rest else node.kwargs.get("attn_mask")
         leading = [int(s) if isinstance(s, int) else -1 for s in query.meta["val"].shape[: rank - 3]]
         alike = all(x.meta["val"].shape[: rank - 3] == query.meta["val"].shape[: rank - 3] for x in (key, value))
-        if rank == 4 or rank < 3 or not alike or leading.count(-1) > 1:
+        if rank == 4 or rank < 3 or not alike or leading.count(-1) > 1 or node.kwargs.get("enable_gqa"):
             continue
         if mask is not None and not _fits(mask, query, rank):
             continue  # it differs along what becomes one dimension: the exporter says what it cannot do

@@ -130,7 +130,7 @@ def apply_plan(
     analysis, data = changed.analysis, changed.inputs(batches)
     if plan.options.get("share"):
         if by == "bias":
-            raise InputError("shared weights are refitted by least squares", remedy="give restore='none' for copies")
+            raise _shared_biases()
         restoration = restore_shared(*_unshared(given, plan), batches, progress)
     else:
         restoration = restore_weights(analysis, plan.selection(analysis), data, progress=progress, by=by)
@@ -152,6 +152,8 @@ def compress(
         InputError, PlanError, VerifyError: as `make_plan` and `apply` do.
     """
     analysis, batches = _analysis(program), _listed(calibration)
+    if options.get("share") and restore == "bias":
+        raise _shared_biases()
     made = plan_and_restore(analysis, keep, calibration=batches, **options)
     if restore is not None:  # so that applying the plan again does the same
         made = replace(made, plan=replace(made.plan, options={**made.plan.options, "restore": restore}))
@@ -214,6 +216,10 @@ def _unshared(given: Analysis, plan: Plan) -> tuple[Analysis, list[dict[str, str
     before = _prepare(given, before_sharing(plan.prepare))
     steps = [step for step in sharing_steps(plan.prepare) if step.spec() not in before.program.history]
     return before, [shared_weights(before.program, step.adds) for step in steps]
+
+
+def _shared_biases() -> InputError:
+    return InputError("shared weights are refitted by least squares", remedy="give restore='none' for copies")
 
 
 def _analysis(program: Program | Analysis) -> Analysis:

@@ -40,13 +40,13 @@ def restoration_facts(restoration: Restoration, batches: Batches | None) -> dict
 
 
 def shortage_of(restoration: Restoration, batches: Batches | None) -> str | None:
-    """The sentence of `shortage` for refits that were made."""
-    return shortage(refit_needs(restoration), batches)
+    """The sentence of `shortage` for refits that were made: a mean that a bias takes over needs no such number."""
+    return None if restoration.by == "bias" else shortage(refit_needs(restoration), batches)
 
 
 def shortage_of_plan(analysis: Analysis, plan: Plan, batches: Batches | None) -> str | None:
     """The sentence of `shortage` for the refits that applying a plan will make; None if it will make none."""
-    if batches is None or plan.options.get("restore") == "none":
+    if batches is None or plan.options.get("restore") in ("none", "bias"):
         return None
     target = for_plan(analysis, plan)
     return shortage(expected_needs(target, plan.selection(target), batches.inputs), batches)

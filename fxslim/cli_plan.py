@@ -182,7 +182,8 @@ def _restored(restoration: Restoration | None) -> str:
     refitted = sum(row.accepted for row in restoration.rows)
     warnings = [f"warning: {text}" for text in restoration.refused]  # of too few tokens one sentence is enough
     changed = sum(bool(norm.changed) for norm in restoration.norms)
-    said = f"{refitted} of {len(restoration.rows)} weights were refitted"
+    how = "weights were refitted" if restoration.by == "least-squares" else "biases took over what was removed"
+    said = f"{refitted} of {len(restoration.rows)} {how}"
     if restoration.norms:
         said += f", the statistics of {changed} of {len(restoration.norms)} batch norms estimated anew"
     return "\n".join([said, *warnings])

@@ -63,7 +63,7 @@ class CostModel:
             macs = self._product(dims, counts)
             name = next((n for n in read if n in ranks), None) if ranks else None
             if name is not None and ranks is not None:  # once for each position of the output, as the weight was
-                weight = self._weights.get(name) or self._uncounted[name]
+                weight = self._weights.get(name) or self._uncounted.get(name) or self._buffers[name]
                 macs = macs // self._product(weight, counts) * self._pair(weight, ranks[name], counts)
             total += macs
         return total

@@ -1,6 +1,8 @@
 """The factorise pass: a weight becomes a pair of weights with an axis of their own between them, at full rank.
 
-y = W x becomes y = W_out (W_in x) with one of the two an identity, so the numerics are those of before. The inner axis
+y = W x becomes y = W_out (W_in x) where W_out has orthonormal columns, the identity if it can be: what W_in returns is
+as long as what W returns, and an error in it weighs as much. So what comes before the pair is judged by W_in alone (its
+second moment of readers, W_in^T W_in, is W^T W), in whichever form a program is looked at. The inner axis
 is produced by one weight, consumed by the other, and touches nothing else: any basis will do for it. Truncation to a
 low rank is a change of that basis and a cut of the axis.
 """
@@ -23,7 +25,7 @@ from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.consumers import CALLS, Consumer, consumer_of
 from fxslim.passes.same import verify_same_function
 
-__all__ = ["Factorise", "factorisable"]
+__all__ = ["Factorise", "factorisable", "full_rank_factors"]
 
 aten = torch.ops.aten
 _SHOWN = 12  # names in a message
@@ -35,7 +37,7 @@ class Factorise(Pass):
 
     A matrix that is stored [k, n] becomes [k, r] and [r, n]; a convolution [n, c, *K] with k = c·prod(K) becomes one
     [r, c, *K] with the same stride, padding and dilation, and one of 1x1 [n, r, 1, ...]. The bias stays with the
-    second. The numerics are preserved: one of the pair is the weight, the other an identity.
+    second. The numerics are preserved.
     """
 
     name: ClassVar[str] = "factorise"
@@ -139,15 +141,24 @@ def _replace(rewriter: Rewriter, node: fx.Node, consumer: Consumer) -> None:
 
 
 def _factors(weight: Tensor, consumer: Consumer) -> tuple[Tensor, Tensor]:
-    """The weight and an identity, in the order in which they are applied: the identity stands on the shorter side."""
+    """Both factors as the calls take them, in the order in which they are applied."""
     outputs, inputs = _sides(consumer, tuple(weight.shape))
-    identity = torch.eye(min(outputs, inputs), dtype=weight.dtype, device=weight.device)
+    matrix = consumer.matrix(weight.detach())[0]
+    first, second = (f.to(weight.dtype) for f in full_rank_factors(matrix.double()))
     if consumer.transposed:
-        return (weight, identity) if outputs <= inputs else (identity, weight)
-    point = [1] * (weight.dim() - 2)
+        return first.t().contiguous(), second.t().contiguous()
+    rank, point = min(outputs, inputs), [1] * (weight.dim() - 2)
+    return first.reshape(rank, *weight.shape[1:]), second.reshape(outputs, rank, *point)
+
+
+def full_rank_factors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """W_in: [r, k] and W_out: [n, r] with r = min(n, k) and orthonormal columns of W_out, whose product is a matrix
+    [n, k]: the matrix and an identity, or its polar decomposition (Higham 1986) where it has more rows than columns."""
+    outputs, inputs = matrix.shape
     if outputs <= inputs:
-        return weight, identity.reshape(outputs, outputs, *point)
-    return identity.reshape(inputs, *weight.shape[1:]), weight.reshape(outputs, inputs, *point)
+        return matrix, torch.eye(outputs, dtype=matrix.dtype, device=matrix.device)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return right.mT @ (values.unsqueeze(1) * right), left @ right
 
 
 def _free_names(program: Program, name: str) -> tuple[str, str]:

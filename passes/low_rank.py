@@ -10,13 +10,12 @@ from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis
 from fxslim.passes.basis import Basis, optimal_basis
 from fxslim.passes.consumers import Consumer, find_consumers
-from fxslim.passes.factorise import factorisable
+from fxslim.passes.factorise import factorisable, full_rank_factors
 from fxslim.passes.statistics import SecondMoment
 
 __all__ = ["WORTH", "Matrix", "find_matrices", "pair_basis", "truncated"]
@@ -50,19 +49,13 @@ class Matrix:
         n, k = self.shape
         return int(WORTH * n * k / (n + k))
 
-    def factors(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """W_in: [r, k] and W_out: [n, r] of the weight [n, k] at full rank, as the factorise pass makes them."""
-        n, k = self.shape
-        identity = torch.eye(self.size, dtype=matrix.dtype)
-        return (matrix, identity) if n <= k else (identity, matrix)
-
 
 def find_matrices(analysis: Analysis, left_out: Container[str] = ()) -> list[Matrix]:
     """The weights that may become pairs, but for those `left_out` by name."""
     info, names = analysis.program.info, factorisable(analysis)
     found = []
     for consumer in find_consumers(analysis.axes)[0]:
-        if consumer.weight in names and consumer.weight not in left_out:
+        if consumer.weight in names and consumer.weight not in left_out and info[consumer.weight].trainable:
             n, k = consumer.parameters(analysis.program)[0].shape[1:]
             outputs = len(info[consumer.weight].shape) - 1 if consumer.transposed else 0
             matrix = Matrix(consumer, outputs, (n, k))
@@ -71,14 +64,14 @@ def find_matrices(analysis: Analysis, left_out: Container[str] = ()) -> list[Mat
     return found
 
 
-def pair_basis(matrix: Matrix, weight: Tensor, moment: SecondMoment) -> Basis:
+def pair_basis(weight: Tensor, moment: SecondMoment) -> Basis:
     """The basis of the axis between the factors of `weight: [n, k]`, for inputs of a second moment; its energy is what
     each rank costs, descending."""
-    first, second = matrix.factors(weight.double())
+    first, second = full_rank_factors(weight.double())
     return optimal_basis(first @ moment.matrix[0, :-1, :-1] @ first.mT, second.mT @ second)
 
 
-def truncated(matrix: Matrix, weight: Tensor, basis: Basis, rank: int) -> Tensor:
+def truncated(weight: Tensor, basis: Basis, rank: int) -> Tensor:
     """The weight [n, k] of the given rank that loses least."""
-    first, second = matrix.factors(weight.double())
+    first, second = full_rank_factors(weight.double())
     return second @ basis.backward[:, :rank] @ basis.forward[:rank] @ first

@@ -61,10 +61,11 @@ def plan_and_restore(
     if options.get("metric") is not None:
         return _ranks(analysis, keep, calibration, options)
     if options.get("depth") or options.get("share"):
-        by_branches = plan_sharing if options.get("share") else plan_depth
-        left = uncounted_names(analysis, patterns(options.get("uncounted", ())) or [])
-        plan, slim = by_branches(analysis, keep, calibration, of=options.get("of", "params"), uncounted=left)
-        return Planned(plan, slim, None)
+        of, left = options.get("of", "params"), uncounted_names(analysis, patterns(options.get("uncounted", ())) or [])
+        if options.get("depth"):
+            return Planned(*plan_depth(analysis, keep, calibration, of=of, uncounted=left), None)
+        progress = options.get("progress")
+        return Planned(*plan_sharing(analysis, keep, calibration, of=of, uncounted=left, progress=progress), None)
     if options.get("streams"):
         return _with_streams(analysis, keep, calibration, options)
     work = Planning(analysis, keep, calibration, options)

@@ -216,7 +216,9 @@ class Planning:
             curves = {name: self.known.curves[name] for name in wanted if name in self.known.curves}
             bases = {name: basis for name, basis in self.known.bases.items() if name in curves}
             if len(curves) == len(wanted) and bases.keys() == based & curves.keys():
-                return Survey(curves, bases, tuple(self.subspaces), ())  # between factors the bases are others
+                return Survey(
+                    curves, {}, tuple(self.subspaces), ()
+                )  # what a norm's mean was moved into has other bases
         assert self.batches is not None
         key = self._asked() if self.surveys is not None else ""
         if self.surveys is not None and key in self.surveys:
@@ -234,11 +236,12 @@ class Planning:
 
     def _asked(self) -> str:
         """What a survey depends on: the program, its weights, the data, and what is asked."""
-        program, names = self.analysis.program, [g.name for g in self.chosen] + [m.weight for m in self.matrices]
+        program, names = self.analysis.program, ([g.name for g in self.chosen], [m.weight for m in self.matrices])
         weights = [program.weights[name] for name in program.info]
         assert self.batches is not None
-        based = [s.group.name for s in self.subspaces]
-        return repr((program.fingerprint(), digest([weights]), digest(self.batches), names, based))
+        based, products = [s.group.name for s in self.subspaces], sorted(self.products)
+        asked = (self.importance, names, based, products)
+        return repr((program.fingerprint(), digest([weights]), digest(self.batches), asked))
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""

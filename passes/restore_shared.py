@@ -227,7 +227,17 @@ class _Restorer:
             reason = "it did not lower the divergence of the output on held-out data"
         ridge, after = (fit.ridge, fit.after) if accepted else (None, fit.before)
         row = RestoredConsumer(
-            first.node.name, first.weight, columns, columns, fit.tokens, accepted, ridge, fit.before, after, reason
+            first.node.name,
+            first.weight,
+            columns,
+            columns,
+            fit.tokens,
+            accepted,
+            ridge,
+            fit.before,
+            after,
+            reason,
+            columns + first.shifted,
         )
         self._rows.append(row)
         if fit.tokens < FEW_TOKENS * columns:

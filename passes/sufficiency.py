@@ -64,7 +64,7 @@ def expected_needs(analysis: Analysis, selection: Selection, batches: Sequence[S
     for consumer in find_consumers(analysis.axes, selection)[0]:
         walk.advance_to(consumer.node)
         (value,) = walk.values(consumer.source)
-        kept = int(consumer.kept_columns(selection).sum(1).max()) + (consumer.bias is not None)
+        kept = int(consumer.kept_columns(selection).sum(1).max()) + consumer.shifted
         needs.append(Need(consumer.weight, round(consumer.columns(value).shape[1] * share), kept))
     return tuple(needs)
 

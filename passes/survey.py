@@ -159,10 +159,10 @@ class _Collector:
 
     def _rank(self, matrix: Matrix, moment: SecondMoment) -> None:
         weight = matrix.consumer.parameters(self.analysis.program)[0][0]
-        self.pairs[matrix.weight] = basis = pair_basis(matrix, weight, moment)
+        self.pairs[matrix.weight] = basis = pair_basis(weight, moment)
         losses = basis.losses()
         rank = _shows(losses)
-        probed = truncated(matrix, weight, basis, rank)
+        probed = truncated(weight, basis, rank)
         weights = matrix.consumer.stored(self.analysis.program, probed.unsqueeze(0), None)
         self.curves[matrix.weight] = Curve(losses, rank, None, weights)
 

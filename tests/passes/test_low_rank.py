@@ -23,6 +23,7 @@ from fxslim.passes.plan import Plan
 from fxslim.passes.prepare import prepare
 from fxslim.passes.sized import Sized, with_pairs
 from fxslim.passes.statistics import SecondMoment
+from fxslim.passes.survey import Survey
 
 EXACT = 1e-9
 RANK = 3  # of the weight that has one
@@ -91,11 +92,11 @@ def test_losses_are_the_squared_errors_of_truncated_outputs(name: str) -> None:
     matrix = next(m for m in find_matrices(analysis) if m.weight == name)
     weight = matrix.consumer.parameters(analysis.program)[0][0]
     moment = moment_of(analysis, matrix, x)
-    basis = pair_basis(matrix, weight, moment)
+    basis = pair_basis(weight, moment)
     h = moment.matrix[0, :-1, :-1]
     singular = torch.linalg.eigvalsh(weight @ h @ weight.mT).flip(0)  # squared, of the outputs
     for rank in range(1, matrix.size):
-        difference = weight - truncated(matrix, weight, basis, rank)
+        difference = weight - truncated(weight, basis, rank)
         error = float(torch.trace(difference @ h @ difference.mT))
         assert error == pytest.approx(float(basis.losses()[rank]), rel=1e-7, abs=1e-9 * float(singular[0]))
         assert error == pytest.approx(float(singular[rank:].sum()), rel=1e-7, abs=1e-9 * float(singular[0]))
@@ -189,18 +190,92 @@ def test_no_rank_is_offered_at_which_a_pair_saves_too_little() -> None:
         assert pair.rank <= next(m.largest for m in matrices if m.weight == name)
 
 
-def test_a_pair_is_a_weight_again_where_others_made_it_small() -> None:
-    """`up` is offered as a pair when it is large; with one neuron left it costs less whole."""
+@pytest.mark.parametrize(("keep", "paired"), [(0.8, True), (None, False)])
+def test_a_pair_is_a_weight_again_where_others_made_it_small(keep: float | None, paired: bool) -> None:
+    """`up` becomes a pair first, at a price below that of its neurons; with one neuron left it costs less whole."""
     analysis, _ = mixed()
     group = analysis.group("up.weight[0]")
     matrix = next(m for m in find_matrices(analysis) if m.weight == "up.weight")
     costs = CostModel(analysis.axes)
-    free = torch.zeros(group.size + 1, dtype=torch.float64)
-    curves = {group.name: free, matrix.weight: free[: matrix.size + 1] * 0}
+    losses = torch.linspace(1.0, 0.0, group.size + 1, dtype=torch.float64)
+    curves = {group.name: losses, matrix.weight: torch.zeros(matrix.size + 1, dtype=torch.float64)}
     smallest = costs.params({group.axis: 1}) / costs.params()
-    found = allocate([group], curves, smallest + 1e-9, "params", costs, matrices=[matrix])
-    assert costs.params(found.counts, found.ranks) <= (smallest + 1e-9) * costs.params()
-    assert found.counts[group.axis] == 1 and not found.ranks
+    keep = keep or smallest + 1e-9
+    found = allocate([group], curves, keep, "params", costs, matrices=[matrix])
+    assert costs.params(found.counts, found.ranks) <= keep * costs.params()
+    assert bool(found.ranks) == paired and (found.counts[group.axis] == 1) != paired
+
+
+class Wide(nn.Module):
+    """Attention whose output projection has more rows than columns, and nearly a low rank: a pair of it stands beside
+    the values' own basis, and a norm's mean is moved into it where the stream is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm, self.head = nn.Linear(7, 32), nn.LayerNorm(32), nn.Linear(32, 6)
+        self.q, self.k, self.v, self.o = nn.Linear(32, 12), nn.Linear(32, 12), nn.Linear(32, 12), nn.Linear(12, 32)
+        with torch.no_grad():
+            low = torch.randn(32, 5) @ torch.randn(5, 12)
+            self.o.weight.copy_(0.3 * low * torch.tensor([2.0, 1.0, 0.5, 0.02]).repeat(3) + torch.randn(1, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        z = self.norm(y)
+        q, k, v = (f(z).view(*x.shape[:2], 3, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        out = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], 12)
+        return torch.as_tensor(self.head(self.norm(y + self.o(out))))
+
+
+@pytest.mark.parametrize("options", [{}, {"streams": True}, {"streams": True, "ranks": False}], ids=str)
+@pytest.mark.parametrize("keep", [0.8, 0.6])
+def test_a_plan_beside_data_makes_the_program_that_was_made(keep: float, options: PlanOptions) -> None:
+    """Bases are estimated again when a plan is applied: from another form of the program, and to the same effect."""
+    torch.manual_seed(3)
+    batches = [[torch.randn(8, 5, 7, dtype=torch.float64)] for _ in range(4)]
+    analysis = analyze(capture(Wide().double().eval(), tuple(batches[0])))
+    plan, made = compress(
+        analysis, keep, calibration=batches, **{**OPTIONS, **options, "keep_fixed": ["enter.weight[0]"]}
+    )
+    assert plan.subspaces
+    again = apply_plan(analysis, Plan.from_json(plan.to_json()), None, batches)
+    for batch in batches:
+        wanted, got = Evaluator(made.program).run(batch)[0], Evaluator(again.program).run(batch)[0]
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_survey_serves_other_shares_and_no_other_question() -> None:
+    analysis, batches = mixed()
+    surveys: dict[str, Survey] = {}
+    first = make_plan(analysis, 0.8, calibration=batches, surveys=surveys, **OPTIONS)
+    (key,) = surveys
+    again = make_plan(analysis, 0.6, calibration=batches, surveys=surveys, **OPTIONS)
+    assert list(surveys) == [key], "one survey is enough"
+    assert first == make_plan(analysis, 0.8, calibration=batches, **OPTIONS)
+    assert again == make_plan(analysis, 0.6, calibration=batches, **OPTIONS)
+    others: list[tuple[Batches, PlanOptions]] = [
+        (batches[:3], {}), (batches, {"importance": "fasp"}), (batches, {"ranks": False}),
+    ]  # fmt: skip
+    for number, (data, options) in enumerate(others, 2):
+        make_plan(analysis, 0.8, calibration=data, surveys=surveys, **{**OPTIONS, **options})
+        assert len(surveys) == number
+
+
+def test_weights_that_are_not_trained_become_no_pairs() -> None:
+    class Filters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("filters", torch.randn(20, 24, dtype=torch.float64))
+            self.head = nn.Linear(20, 16).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(self.head(torch.tanh(x @ torch.as_tensor(self.filters).T)))
+
+    _, batches = mixed()
+    analysis = analyze(capture(Filters().eval(), tuple(batches[0])))
+    assert {m.weight for m in find_matrices(analysis)} == {"head.weight"}
+    for of in ("params", "macs"):
+        plan = make_plan(analysis, 0.8, of=of, calibration=batches, **OPTIONS)  # type: ignore[arg-type]
+        assert plan.cuts
 
 
 def test_a_share_that_ranks_cannot_reach_is_refused() -> None:

@@ -62,6 +62,7 @@ def plan(
     window: c.Window = None,
     seed: c.Seed = 0,
     split_fused: c.SplitFused = False,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -77,8 +78,9 @@ def plan(
     SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
     with c.watching(quiet) as shown:
         source, analysis = c.opened(
-            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)
         shown.step("plan")
@@ -120,6 +122,7 @@ def apply(
     samples: c.Samples = None,
     window: c.Window = None,
     seed: c.Seed = 0,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -135,8 +138,9 @@ def apply(
     chosen = Plan.load(plan)
     with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
         source, analysis = c.opened(
-            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
         chosen.selection(analysis)  # refuses a plan of another model before anything costs time
         data = None
         if restore != "none" or chosen.subspaces:
@@ -175,6 +179,7 @@ def prove(
     samples: c.Samples = None,
     window: c.Window = None,
     seed: c.Seed = 0,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -190,8 +195,9 @@ def prove(
     chosen = Plan.load(plan)
     with c.watching(quiet) as shown:
         source, analysis = c.opened(
-            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
         data = None
         if chosen.subspaces:  # their bases come from the data that the plan was made with
             data = calibration_of(source, calibration, samples=samples, window=window, seed=seed)

@@ -160,7 +160,7 @@ def _text_arrays(
 
 def _window(path: Path, specs: tuple[InputSpec, ...], asked: int | None, max_positions: int | None) -> int:
     """Tokens in a window: what was asked for, within what the program takes."""
-    fixed = {s.shape[1] for s in specs if len(s.shape) > 1 and s.shape[1] is not None}
+    fixed = {s.shape[1] for s in specs if not s.cache and len(s.shape) > 1 and s.shape[1] is not None}
     if len(fixed) == 1 and (size := fixed.pop()) is not None:
         if asked not in (None, size):
             raise InputError(

@@ -54,7 +54,7 @@ def generated_windows(
 
 def _logits_of(program: Program, specs: tuple[InputSpec, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
     names = [s.name for s in specs]
-    lengths = [s.shape[1] for s in specs if len(s.shape) > 1]
+    lengths = [s.shape[1] for s in specs if not s.cache and len(s.shape) > 1]
     if "input_ids" not in names or "logits" not in program.output_names or any(n is not None for n in lengths):
         raise InputError(
             "only a causal language model on `input_ids` of any length can write its own calibration text",

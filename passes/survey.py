@@ -229,4 +229,5 @@ def _effect(
     evaluator = MaskedEvaluator(analysis.axes, Selection({group.axis: Kept(group.batch, mask)}))
     for weight, value in weights.items():
         evaluator.set_weight(weight, value)
-    return divergence(analysis.program.output_names, original, evaluator.run(inputs))
+    changed = evaluator.run(inputs)
+    return divergence(analysis.program.output_names, original, changed, frozenset(analysis.axes.caches.values()))

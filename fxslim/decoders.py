@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -148,14 +148,14 @@ def _first_caches(model: nn.Module, given: Mapping[str, Tensor], where: str) -> 
     found = []
     for number, layer in enumerate(layers):
         kept = {"key": getattr(layer, "keys", None), "value": getattr(layer, "values", None)}
-        for tensor in kept.values():
-            if (
-                not isinstance(tensor, Tensor)
-                or tensor.dim() != 4
-                or (tensor.shape[0], tensor.shape[2]) != (rows, length)
-            ):
-                raise _refusal(model, f"layer {number} of its cache is a {type(layer).__name__}", where)
-        found.append(kept)
+        found.append({kind: tensor for kind, tensor in kept.items() if _holds_all(tensor, rows, length)})
+        if len(found[-1]) < len(kept):
+            raise _refusal(model, f"layer {number} of its cache is a {type(layer).__name__}", where)
     if not found:
         raise _refusal(model, "it returns none", where)
     return found
+
+
+def _holds_all(tensor: Any, rows: int, length: int) -> TypeGuard[Tensor]:
+    """Whether it is [rows, heads, length, width]: something of every position."""
+    return isinstance(tensor, Tensor) and tensor.dim() == 4 and (tensor.shape[0], tensor.shape[2]) == (rows, length)

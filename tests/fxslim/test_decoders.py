@@ -167,6 +167,16 @@ def test_onnx_runtime_generates_what_the_slim_program_does(
     assert torch.equal(generate_greedily(there, ids, NEW), wanted)
 
 
+def test_the_bundled_model_generates(tmp_path: Path) -> None:
+    source = load_model("bundled:opt-python", task=TASK)
+    _, made = compress(source.program, width=0.75, importance="magnitude", groups=["heads", "neurons"])
+    export_onnx(made.program, tmp_path / "model.onnx")
+    ids = source.tokenizer("def add(a, b):\n    return", return_tensors="pt")["input_ids"]
+    wanted = generate_greedily(decoder_of_program(made.program), ids, 12)
+    session = create_session(tmp_path / "model.onnx", "CPUExecutionProvider")
+    assert torch.equal(generate_greedily(decoder_of_session(session), ids, 12), wanted)
+
+
 def test_a_saved_slim_decoder_is_one_again(slimmed: Callable[[str], Any], tmp_path: Path) -> None:
     program = slimmed("llama")[2].program
     again = load(save(program, tmp_path / "slim"))

@@ -21,6 +21,7 @@ from fxslim.export.reference import run_float64
 from fxslim.export.samples import Sizes, default_shapes, draw_inputs, example_sizes, reordered_rows, single_variations
 from fxslim.export.tolerance import Comparison, Tolerance, compare, tolerance_for
 from fxslim.export.weights import tensor_to_numpy
+from fxslim.graph.dims import summands
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.program import Program
 
@@ -157,7 +158,7 @@ def check_onnx(
 
 def _interface_differs(session: Any, program: Program) -> bool:
     """Where names differ, no run is possible; the interface failures say so already."""
-    return [i.name for i in session.get_inputs()] != list(program.input_names) or [
+    return [i.name for i in session.get_inputs()] != list(program.outside_names) or [
         o.name for o in session.get_outputs()
     ] != list(tensor_outputs(program))
 
@@ -186,7 +187,7 @@ def _sizes_of(program: Program, inputs: Sequence[torch.Tensor]) -> Sizes:
         raise InputError(f"{len(inputs)} inputs were given, the program has {len(program.input_names)}")
     named = zip(program.input_names, inputs, strict=True)
     dims = ((t, dim, name) for key, t in named for dim, name in program.dynamic.get(key, {}).items())
-    return {name: t.shape[dim] for t, dim, name in dims if dim < t.dim()}
+    return {name: t.shape[dim] for t, dim, name in dims if dim < t.dim() and not summands(name)}
 
 
 def _run_all(
@@ -224,7 +225,7 @@ def _run_one(
     except Exception as error:  # any operator may refuse a size
         return ShapeCheck(sizes, not_applicable=_reason(error))
     try:
-        feed = {n: tensor_to_numpy(t) for n, t in zip(program.input_names, inputs, strict=True)}
+        feed = {n: tensor_to_numpy(t) for n, t in zip(program.outside_names, inputs, strict=True)}
         found = [torch.from_numpy(array) for array in session.run(None, feed)]
     except Exception as error:  # the errors of ONNX Runtime share no base class of their own
         return ShapeCheck(sizes, failure=f"ONNX Runtime cannot run: {_reason(error)}")

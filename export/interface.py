@@ -31,8 +31,10 @@ _MOST = 5  # failures of one kind that are worth a line each
 def expected_interface(program: Program) -> tuple[tuple[Interface, ...], tuple[Interface, ...]]:
     """The inputs and outputs that an export of `program` must have; None stands for any dynamic dimension."""
     inputs = tuple(
-        Interface(name, _dtype(tensor), _input_dims(program, name, tensor))
-        for name, tensor in zip(program.input_names, program.example_inputs, strict=True)
+        Interface(outside, _dtype(tensor), _input_dims(program, name, tensor))
+        for name, outside, tensor in zip(
+            program.input_names, program.outside_names, program.example_inputs, strict=True
+        )
     )
     outputs = tuple(
         Interface(name, _dtype(value), tuple(d if isinstance(d, int) else None for d in value.shape))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fxslim.export.interface import tensor_outputs
+from fxslim.graph.caches import refitted_caches
+from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 
 __all__ = ["Quality", "measure_quality"]
@@ -35,8 +38,20 @@ def measure_quality(
     """The distance between the outputs of both programs in PyTorch. Empty without an original or without runs."""
     if original is None or not batches:
         return []
-    runs = [(_run(original, batch), _run(slim, batch)) for batch in batches]
+    runs = [(_run(original, before), _run(slim, batch)) for batch, before in _for_both(original, batches)]
     return [_quality(name, runs) for name in tensor_outputs(slim)]
+
+
+def _for_both(
+    original: Program, batches: Sequence[Sequence[torch.Tensor]]
+) -> list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]:
+    """The batches of the slim program with those for the original: of other widths only caches that are empty say the
+    same to both. All batches as they are where none does."""
+    found: list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]] = []
+    for batch in batches:
+        with suppress(InputError):
+            found.append((batch, refitted_caches(original, batch)))
+    return found or [(batch, batch) for batch in batches]
 
 
 def _run(program: Program, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor] | str:

@@ -10,6 +10,8 @@ import sympy
 import torch
 from torch import fx
 
+from fxslim.graph.axes.analysis import find_caches
+from fxslim.graph.dims import known_size, summands
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.program import Program
 
@@ -28,17 +30,32 @@ def example_sizes(program: Program) -> Sizes:
         name: tensor.shape[dim]
         for key, tensor in zip(program.input_names, program.example_inputs, strict=True)
         for dim, name in program.dynamic.get(key, {}).items()
+        if not summands(name)  # its size follows from theirs
     }
 
 
 def default_shapes(program: Program) -> list[Sizes]:
-    """The example's sizes, odd ones, all ones, and larger than the example; only the first where nothing is dynamic."""
+    """The example's sizes, odd ones, all ones, and larger than the example; only the first where nothing is dynamic.
+
+    Where caches grow, also with empty ones (prefill), and with one new position (a step of decoding).
+    """
     example = example_sizes(program)
     if not example:
         return [{}]
     odd = {name: _ODD[i % len(_ODD)] for i, name in enumerate(example)}
     candidates = [example, odd, dict.fromkeys(example, 1), {name: 2 * size + 1 for name, size in example.items()}]
+    candidates += _with_caches(program, example)
     return [sizes for i, sizes in enumerate(candidates) if sizes not in candidates[:i]]
+
+
+def _with_caches(program: Program, example: Sizes) -> list[Sizes]:
+    caches = find_caches(program)
+    on_caches = {n for key in caches for n in program.dynamic.get(key, {}).values()}
+    elsewhere = {n for key in program.input_names if key not in caches for n in program.dynamic.get(key, {}).values()}
+    past, new = on_caches - elsewhere, elsewhere - on_caches
+    if not past:
+        return []
+    return [{**example, **dict.fromkeys(past, 0)}, {**example, **{n: 1 for n in new if n in example}}]
 
 
 def single_variations(program: Program) -> list[Sizes]:
@@ -102,8 +119,8 @@ def _shape(
         expression = _expression(node, dim)
         if expression is not None and not expression.is_Symbol and expression.free_symbols <= symbols.keys():
             shape[dim] = int(expression.subs(symbols))
-        elif name in sizes:
-            shape[dim] = sizes[name]
+        elif (size := known_size(name, sizes)) is not None:
+            shape[dim] = size
         else:
             raise InputError(
                 f"the dynamic dimension {name!r} of {node.name!r} has no size", remedy=f"give a size for {name!r}"

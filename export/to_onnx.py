@@ -22,6 +22,7 @@ from fxslim.export.interface import constant_outputs, tensor_outputs
 from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
 from fxslim.export.rewrites import as_onnx_can_say_it
 from fxslim.export.weights import fold_transposes, mark_weights
+from fxslim.graph.dims import dim_named
 from fxslim.graph.errors import CheckError, ExportError, InputError
 from fxslim.graph.program import Program
 
@@ -93,7 +94,7 @@ def _build(program: Program, opset: int) -> ir.Model:
 def _torch_export(program: Program) -> ExportedProgram:
     """With named dimensions first; where the exporter finds them too strict (a maximum, a multiple), anonymous ones."""
     module = as_onnx_can_say_it(program.flat_module()).eval()
-    makers: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
+    makers: list[Callable[[str], Any]] = [dim_named, lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in makers if program.dynamic else makers[:1]:
         try:
@@ -125,7 +126,7 @@ def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) 
         result = torch.onnx.export(
             exported,
             dynamo=True,
-            input_names=list(program.input_names),
+            input_names=list(program.outside_names),
             output_names=list(tensor_outputs(program)),
             opset_version=opset,
             dynamic_shapes=_dynamic_shapes(program, lambda name: name),
@@ -184,7 +185,7 @@ def _require_opset(model: ir.Model, opset: int) -> None:
 
 def _require_names(program: Program, model: ir.Model) -> None:
     for kind, found, wanted in (
-        ("inputs", model.graph.inputs, program.input_names),
+        ("inputs", model.graph.inputs, program.outside_names),
         ("outputs", model.graph.outputs, tuple(tensor_outputs(program))),
     ):
         names = [str(value.name) for value in found]

@@ -141,6 +141,14 @@ SplitFused = Annotated[
 Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (fxslim doctor lists them).")]
 Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session.")]
+TaskName = Annotated[
+    Literal["text-generation"] | None,
+    typer.Option(
+        "--task",
+        help="How a Hugging Face model is called: text-generation has its key-value cache as inputs and outputs.",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="Load the weights as this type, such as float32.")]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
@@ -275,12 +283,13 @@ def one_or_several(values: Sequence[str] | None) -> str | tuple[str, ...] | None
 def opened(
     shown: Shown, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
     trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
+    task: str | None = None,
 ) -> tuple[Source, Analysis]:  # fmt: skip
     """The model and its analysis, each a step that is shown; prepared as a plan says, or as always."""
     from fxslim.opening import open_model, prepared
 
     shown.step("load")
-    source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+    source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
     shown.step("capture")
     program = source.program
     shown.step("analyze")

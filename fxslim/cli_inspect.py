@@ -49,6 +49,7 @@ def groups(
     kind: Annotated[str | None, typer.Option(help="Only groups of this kind.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also groups that are fixed, with the reason.")] = False,
     split_fused: c.SplitFused = False,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -60,8 +61,9 @@ def groups(
 
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
-            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
     kinds = sorted({g.kind for g in analysis.groups})
     if kind is not None and kind not in kinds:
         raise InputError(f"there is no group of the kind {kind!r}", remedy=f"the kinds are {', '.join(kinds)}")
@@ -136,6 +138,7 @@ def explain(
         str | None, typer.Argument(metavar="[B]", help="A second one: why are both tied?", show_default=False)
     ] = None,
     split_fused: c.SplitFused = False,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -144,8 +147,9 @@ def explain(
     """Say why two dimensions are tied, or what ties and fixes one."""
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
-            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
     typer.echo(analysis.explain(a, b))
 
 

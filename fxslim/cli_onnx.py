@@ -38,6 +38,7 @@ def export(
     model: c.Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     opset: c.Opset = 20,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -49,7 +50,7 @@ def export(
 
     with c.watching(quiet) as shown:
         shown.step("load")
-        source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
         shown.step("export")
         file = export_onnx(source.program, out, opset=opset)
     typer.echo(f"{out}: opset {file.opset}, {sum(file.ops.values())} nodes, {file.file_bytes:,} bytes")
@@ -67,6 +68,7 @@ def check(
     provider: c.Provider = "auto",
     threads: c.Threads = 1,
     seed: c.Seed = 0,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -75,7 +77,7 @@ def check(
 ) -> None:
     """Check an ONNX file against its program, or a result of `fxslim slim` as a whole."""
     from fxslim.export import check_onnx
-    from fxslim.opening import open_model
+    from fxslim.opening import open_model, saved_program
     from fxslim.pipeline import require_provider
 
     require_provider(provider)
@@ -85,8 +87,8 @@ def check(
         with c.watching(quiet) as shown:
             shown.step("load")
             trust = {"trust_pt2": trust_pt2, "trust_remote_code": trust_remote_code}
-            program = open_model(model, dtype=dtype, **trust).program
-            before = None if original is None else open_model(original, dtype=dtype, **trust).program
+            program = open_model(model, dtype=dtype, task=None if saved_program(model) else task, **trust).program
+            before = None if original is None else open_model(original, dtype=dtype, task=task, **trust).program
             shown.step("check")
             file = onnx if onnx is not None else Path(model) / "model.onnx"
             found = check_onnx(program, file, original=before, provider=provider, threads=threads, seed=seed)

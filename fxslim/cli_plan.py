@@ -66,6 +66,7 @@ def plan(
     text_field: c.TextField = None,
     seed: c.Seed = 0,
     split_fused: c.SplitFused = False,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -82,8 +83,9 @@ def plan(
     SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
     with c.watching(quiet) as shown:
         source, analysis = c.opened(
-            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("plan")
@@ -132,6 +134,7 @@ def apply(
     window: c.Window = None,
     text_field: c.TextField = None,
     seed: c.Seed = 0,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -150,7 +153,7 @@ def apply(
     with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
         source, analysis = c.opened(
             shown, model, prepare=before_sharing(chosen.prepare), trust_pt2=trust_pt2,
-            trust_remote_code=trust_remote_code, dtype=dtype,
+            trust_remote_code=trust_remote_code, dtype=dtype, task=task,
         )  # fmt: skip
         chosen.selection(for_plan(analysis, chosen))  # refuses a plan of another model before anything costs time
         data = None
@@ -198,6 +201,7 @@ def prove(
     window: c.Window = None,
     text_field: c.TextField = None,
     seed: c.Seed = 0,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -213,8 +217,9 @@ def prove(
     chosen = Plan.load(plan)
     with c.watching(quiet) as shown:
         source, analysis = c.opened(
-            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype
-        )
+            shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+            dtype=dtype, task=task,
+        )  # fmt: skip
         data = None
         if chosen.subspaces:  # their bases come from the data that the plan was made with
             data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)

@@ -60,6 +60,7 @@ def slim(
     threads: c.Threads = 1,
     latency_seconds: Annotated[float, typer.Option(help="Seconds to spend on timing.")] = 10.0,
     split_fused: c.SplitFused = False,
+    task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -78,8 +79,8 @@ def slim(
         evaluation=evaluation,
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
-        plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset,
-        provider=provider, threads=threads, latency_seconds=latency_seconds, split_fused=split_fused, dtype=dtype,
+        plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
+        threads=threads, latency_seconds=latency_seconds, split_fused=split_fused, task=task, dtype=dtype,
         trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with c.watching(quiet) as shown:

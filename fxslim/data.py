@@ -189,7 +189,7 @@ def _generated(asked: _Target, count: int) -> Rows:
 def _window(at: str, asked: _Target) -> int:
     """Tokens in a window: what was asked for, within what the program takes."""
     wanted, most = asked.options.window, asked.max_positions
-    fixed = {s.shape[1] for s in asked.specs if len(s.shape) > 1 and s.shape[1] is not None}
+    fixed = {s.shape[1] for s in asked.specs if not s.cache and len(s.shape) > 1 and s.shape[1] is not None}
     if len(fixed) == 1 and (size := fixed.pop()) is not None:
         if wanted not in (None, size):
             raise InputError(

@@ -59,7 +59,7 @@ def generated_windows(
 
 def _logits_of(program: Program, specs: tuple[InputSpec, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
     names = [s.name for s in specs]
-    fixed = any(n is not None for s in specs for n in s.shape[:2])
+    fixed = any(n is not None for s in specs for n in s.shape[: 1 if s.cache else 2])
     if "input_ids" not in names or "logits" not in program.output_names or fixed:
         raise InputError(
             "only a causal language model on `input_ids` of any number and length can write its own calibration text",

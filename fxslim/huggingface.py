@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fxslim.decoders import CachedDecoder, decoder_inputs
 from fxslim.graph.errors import InputError
 from fxslim.sources import Source, Task
 
@@ -41,11 +43,13 @@ _TASKS: tuple[tuple[str, Task], ...] = (
 _ROWS, _LENGTH, _TARGET_LENGTH = 2, 24, 20  # of the example inputs; different, so that no two sizes are mistaken
 
 
-def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype) -> Source:
-    """The Source of a Hugging Face directory or hub id, with example inputs made from its configuration.
+def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype, task: str | None = None) -> Source:
+    """The Source of a Hugging Face directory or hub id, with example inputs made from its configuration. With the task
+    `text-generation` a decoder has its key-value cache among its inputs and outputs.
 
     Raises:
-        InputError: transformers is not installed, a file is missing or damaged, or the architecture is unknown.
+        InputError: transformers is not installed, a file is missing or damaged, the architecture is unknown, or it has
+            no cache.
     """
     transformers = _transformers()
     directory = _directory(model)
@@ -54,11 +58,21 @@ def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype) 
     with _quiet(transformers):
         module, notes = _load(transformers, directory, config, trust_remote_code, dtype)
         tokenizer = _tokenizer(transformers, directory, trust_remote_code)
+    known = Source(
+        name=model, module=module, tokenizer=tokenizer, task=_task(type(module).__name__), directory=directory,
+        max_positions=_max_positions(module.config), notes=notes,
+    )  # fmt: skip
+    if task is not None:
+        return _with_caches(known, module, str(directory))
     kwargs, dynamic_shapes = _example_inputs(module, str(directory), dtype)
-    return Source(
-        name=model, module=module, kwargs=kwargs, dynamic_shapes=dynamic_shapes, tokenizer=tokenizer,
-        task=_task(type(module).__name__), directory=directory, max_positions=_max_positions(module.config),
-        notes=notes,
+    return replace(known, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
+
+
+def _with_caches(known: Source, module: nn.Module, where: str) -> Source:
+    made = decoder_inputs(module, _vocabulary(module), known.max_positions, where)
+    return replace(
+        known, module=CachedDecoder(module), kwargs=made.kwargs, dynamic_shapes=made.dynamic_shapes, caches=made.caches,
+        names=made.names,
     )  # fmt: skip
 
 
@@ -256,6 +270,11 @@ def _max_positions(config: Any) -> int | None:
     return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
 
 
+def _vocabulary(module: nn.Module) -> int:
+    config: Any = module.config
+    return int(getattr(config, "vocab_size", None) or module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
 def _example_inputs(
     module: nn.Module, where: str, dtype: torch.dtype
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
@@ -275,7 +294,7 @@ def _example_inputs(
             at=where,
             remedy="write a factory of (module, args, kwargs, dynamic_shapes) and give package.module:factory",
         )
-    vocabulary = getattr(config, "vocab_size", None) or module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = _vocabulary(module)
     limit = _max_positions(config) or _LENGTH
     ids = torch.randint(0, vocabulary, (_ROWS, min(_LENGTH, limit)), generator=generator)
     kwargs = {"input_ids": ids}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxslim.graph.axes.analysis import find_caches
+from fxslim.graph.dims import known_size, summands
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 
@@ -33,6 +35,7 @@ class InputSpec:
     names: tuple[str | None, ...]
     dtype: torch.dtype
     rows: int | None = None  # ids must lie below; None where the input is not looked up in a table
+    cache: bool = False  # the program's own: empty at first
 
     def __str__(self) -> str:
         """The input as a user would write it: `input_ids [batch, sequence] int64`."""
@@ -49,12 +52,13 @@ def input_specs(program: Program) -> tuple[InputSpec, ...]:
     nodes = program.graph.find_nodes(op="placeholder")
     if not nodes:
         raise InputError("the program has no inputs, so there is nothing to give it", at=program.source)
-    specs = []
+    specs, caches = list[InputSpec](), find_caches(program)
     for node, example in zip(nodes, program.example_inputs, strict=True):
         dynamic = program.dynamic.get(node.name, {})
         shape = tuple(None if i in dynamic else size for i, size in enumerate(example.shape))
         names = tuple(dynamic.get(i) for i in range(example.ndim))
-        specs.append(InputSpec(node.name, shape, names, example.dtype, _table_rows(program, node)))
+        rows = _table_rows(program, node)
+        specs.append(InputSpec(node.name, shape, names, example.dtype, rows, node.name in caches))
     return tuple(specs)
 
 
@@ -94,6 +98,10 @@ def check(batch: Sequence[torch.Tensor], specs: Sequence[InputSpec], at: str, ro
             if other != size:
                 raise InputError(f"{name} is {size} here and {other} in {owner}", at=place)
         _check_values(tensor, spec, place, rows)
+    known = {name: size for name, (size, _) in sizes.items() if not summands(name)}
+    for name, (size, owner) in sizes.items():
+        if (wanted := known_size(name, known)) not in (None, size):
+            raise InputError(f"{name} is {size}, not {wanted}", at=f"{at}, input {owner}")
 
 
 def _check_shape(tensor: torch.Tensor, spec: InputSpec, at: str, *, any_rows: bool) -> None:

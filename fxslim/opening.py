@@ -39,8 +39,9 @@ def saved_program(path: str | Path) -> Path | None:
 
 
 def open_model(
-    model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None
-) -> Source:
+    model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
+    task: str | None = None,
+) -> Source:  # fmt: skip
     """The Source that `model` names.
 
     Raises:
@@ -48,7 +49,9 @@ def open_model(
     """
     place = saved_program(model)
     if place is None:
-        return load_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype)
+        return load_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
+    if task is not None:
+        raise InputError("a saved program keeps its inputs", at=str(place), remedy="leave --task out")
     if dtype is not None:
         raise InputError("a saved program keeps its type", at=str(place), remedy="leave --dtype out")
     program = load(place)

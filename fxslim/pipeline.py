@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,6 +28,7 @@ from fxslim.export import (
     resolve_provider,
 )
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.caches import refitted_caches
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
@@ -110,6 +111,7 @@ class SlimOptions:
     threads: int = 1
     latency_seconds: float = 10.0
     split_fused: bool = False
+    task: str | None = None
     dtype: str | None = None
     trust_pt2: bool = False
     trust_remote_code: bool = False
@@ -201,8 +203,9 @@ def slim(
 def _load(options: SlimOptions, run: _Run) -> tuple[Source, Analysis]:
     with run.step("load"):
         source = open_model(
-            options.model, trust_pt2=options.trust_pt2, trust_remote_code=options.trust_remote_code, dtype=options.dtype
-        )
+            options.model, trust_pt2=options.trust_pt2, trust_remote_code=options.trust_remote_code,
+            dtype=options.dtype, task=options.task,
+        )  # fmt: skip
     with run.step("capture"):
         program = source.program
     with run.step("analyze"):
@@ -329,7 +332,13 @@ def _plan(
 
 def _scores(original: Program, small: Program, evaluation: Batches, source: Source) -> tuple[Score, Score]:
     def score(program: Program) -> Score:
-        return evaluate(Evaluator(program).run, evaluation, source.task, output_names=program.output_names)
+        evaluator = Evaluator(program)
+        return evaluate(
+            lambda x: evaluator.run(refitted_caches(program, x)),
+            evaluation,
+            source.task,
+            output_names=program.output_names,
+        )
 
     return score(original), score(small)
 
@@ -347,12 +356,12 @@ def _latency(
 
 def _timed_inputs(original: Program, small: Program, data: Batches | None) -> dict[str, tuple[Tensor, ...]]:
     """One row of real data where every input is a batch, else each program's example inputs (caches may differ)."""
-    same = all(a.shape == b.shape for a, b in zip(original.example_inputs, small.example_inputs, strict=True))
     batched = all(0 in original.dynamic.get(name, {}) for name in original.input_names)
-    if data is None or not same or not batched:
-        return {"original": original.example_inputs, "slim": small.example_inputs}
-    row = tuple(t[:1].contiguous() for t in data.inputs[0])
-    return {"original": row, "slim": row}
+    if data is not None and batched:
+        row = tuple(t[:1].contiguous() for t in data.inputs[0])
+        with suppress(InputError):  # a cache that holds something has another width in each
+            return {"original": row, "slim": refitted_caches(small, row)}
+    return {"original": original.example_inputs, "slim": small.example_inputs}
 
 
 def _write(directory: Path, source: Source, found: Findings, report: dict[str, Any]) -> None:

@@ -29,10 +29,13 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.models.digits_resnet import DigitsResNet
 
-__all__ = ["BUNDLED", "Source", "Task", "load_model", "refuse_bad_weights"]
+__all__ = ["BUNDLED", "TASKS", "Source", "Task", "load_model", "refuse_bad_weights"]
 
 Task = Literal["causal-lm", "classification", "feature-extraction", "masked-lm", "seq2seq", "image-classification"]
 """What a model is for, as far as evaluation needs to know."""
+
+TASKS = ("text-generation",)
+"""Ways to call a model that `load_model` can be asked for."""
 
 BUNDLED = ("opt-python", "digits-resnet")
 """Models that come with the package: a language model and an image classifier."""
@@ -61,6 +64,8 @@ class Source:
     evaluation: Path | None = None
     max_positions: int | None = None  # the longest sequence that the model can take, in tokens
     notes: tuple[str, ...] = ()  # what the user should know about how it was loaded
+    caches: Mapping[str, str] | None = None  # as in `capture`
+    names: Mapping[str, str] = field(default_factory=dict)  # as in `capture`
 
     @cached_property
     def program(self) -> Program:
@@ -72,7 +77,7 @@ class Source:
         if isinstance(self.module, ExportedProgram):
             program = capture_exported(self.module)
         else:
-            program = capture(self.module, self.args, self.kwargs, self.dynamic_shapes)
+            program = capture(self.module, self.args, self.kwargs, self.dynamic_shapes, self.caches, self.names)
         program.source = self.name
         return program
 
@@ -85,17 +90,22 @@ class Source:
 
 
 def load_model(
-    model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | torch.dtype | None = None
-) -> Source:
+    model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | torch.dtype | None = None,
+    task: str | None = None,
+) -> Source:  # fmt: skip
     """The Source that `model` names, in evaluation mode and float32 unless `dtype` says otherwise.
 
+    `task` says how a Hugging Face model is called: `text-generation` gives a language model its key-value cache as
+    inputs and outputs.
+
     Raises:
-        InputError: nothing usable has this name, loading it would run code that is not trusted, or its weights are
-            missing, damaged, or not finite.
+        InputError: nothing usable has this name, loading it would run code that is not trusted, its weights are
+            missing, damaged, or not finite, or it cannot be called as the task says.
     """
     chosen = _dtype(dtype)
+    _refuse_task(model, task)
     if model.startswith("bundled:"):
-        source = _bundled(model.removeprefix("bundled:"), chosen)
+        source = _bundled(model.removeprefix("bundled:"), chosen, task)
     elif model.endswith(".pt2"):
         source = _pt2(Path(model).expanduser(), trust_pt2, chosen)
     elif _FACTORY.fullmatch(model) and not Path(model).exists():
@@ -104,11 +114,24 @@ def load_model(
         # The adapter imports Source, and transformers is optional: it is imported when it is asked for.
         from fxslim.huggingface import load_pretrained
 
-        source = load_pretrained(model, trust_remote_code=trust_remote_code, dtype=chosen or torch.float32)
+        source = load_pretrained(model, trust_remote_code=trust_remote_code, dtype=chosen or torch.float32, task=task)
     refuse_bad_weights(source)
     if isinstance(source.module, nn.Module):
         source.module.eval()
     return source
+
+
+def _refuse_task(model: str, task: str | None) -> None:
+    if task is None:
+        return
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}", remedy=f"choose {', '.join(TASKS)}, or leave it out")
+    if model.endswith(".pt2") or model == "bundled:digits-resnet" or _FACTORY.fullmatch(model):
+        raise InputError(
+            f"the task {task!r} is for language models of Hugging Face",
+            at=model,
+            remedy="leave it out; a factory gives the inputs that it wants, caches among them",
+        )
 
 
 def refuse_bad_weights(source: Source) -> None:
@@ -152,7 +175,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _bundled(name: str, dtype: torch.dtype | None) -> Source:
+def _bundled(name: str, dtype: torch.dtype | None, task: str | None) -> Source:
     if name not in BUNDLED:
         raise InputError(f"there is no bundled model {name!r}", remedy=f"choose one of {', '.join(BUNDLED)}")
     directory = Path(str(files("fxslim.models"))) / name
@@ -164,7 +187,7 @@ def _bundled(name: str, dtype: torch.dtype | None) -> Source:
         return _digits(directory, dtype or torch.float32)
     from fxslim.huggingface import load_pretrained  # see load_model
 
-    source = load_pretrained(str(directory), trust_remote_code=False, dtype=dtype or torch.float32)
+    source = load_pretrained(str(directory), trust_remote_code=False, dtype=dtype or torch.float32, task=task)
     return replace(
         source, name=name, calibration=directory / "calib.txt", evaluation=directory / "valid.txt"
     )  # fmt: skip

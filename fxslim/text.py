@@ -127,13 +127,18 @@ def _windows(ids: torch.Tensor, window: int, at: str) -> torch.Tensor:
 
 
 def inputs_of(windows: torch.Tensor, specs: Sequence[InputSpec], at: str | None = None) -> dict[str, torch.Tensor]:
-    """Arrays [n, window] by input name for windows of token ids [n, window].
+    """Arrays [n, window] by input name for windows of token ids [n, window]; caches [n, ...] are empty.
 
     Raises:
         InputError: an input does not follow from text.
     """
     refuse_other_inputs(specs, at)
-    return {s.name: _FROM_IDS[s.name](windows).to(s.dtype) for s in specs}
+    return {s.name: _empty(s, len(windows)) if s.cache else _FROM_IDS[s.name](windows).to(s.dtype) for s in specs}
+
+
+def _empty(spec: InputSpec, rows: int) -> torch.Tensor:
+    """A cache at first: no position where it grows, zeros where its size is fixed."""
+    return torch.zeros(rows, *(size or 0 for size in spec.shape[1:]), dtype=spec.dtype)
 
 
 def refuse_other_inputs(specs: Sequence[InputSpec], at: str | None) -> None:
@@ -142,7 +147,7 @@ def refuse_other_inputs(specs: Sequence[InputSpec], at: str | None) -> None:
     Raises:
         InputError: one does not.
     """
-    unknown = [s.name for s in specs if s.name not in _FROM_IDS]
+    unknown = [s.name for s in specs if s.name not in _FROM_IDS and not s.cache]
     if unknown:
         raise InputError(
             f"the input {unknown[0]!r} does not follow from text", at=at, remedy="give arrays (.npz) by input name"

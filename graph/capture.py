@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from fxslim.graph.constants import fold_items
+from fxslim.graph.dims import dim_named
 from fxslim.graph.errors import CaptureError
 from fxslim.graph.normalize import normalize
 from fxslim.graph.program import DynamicShapes, Program, Weight, WeightStore
@@ -31,6 +32,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any | None = None,
     caches: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Program:
     """The Program of `model.forward(*args, **kwargs)` in evaluation mode.
 
@@ -38,7 +40,9 @@ def capture(
     they are empty at first, or filled by what the program itself returned. Without it, inputs whose names say so (past,
     cache, state, memory) and that come back longer are taken for caches; those keep their basis.
     `dynamic_shapes` follows `torch.export`; a plain string in place of a `Dim` names a dynamic dimension, equal strings
-    being one dimension. The model's weights are shared, not copied; its training flags are left as they were.
+    being one dimension, `a + b` the sum of two. `names` says what inputs are called outside, in an ONNX file, where
+    that is no Python name (`past_key_values.0.key`). The model's weights are shared, not copied; its training flags are
+    left as they were.
 
     Raises:
         CaptureError: the exporter cannot capture the model; the message carries its reason and the model's line.
@@ -49,6 +53,7 @@ def capture(
     shapes = _by_position(model, given, dynamic_shapes)
     program = capture_exported(exported, canonical_names(model), _names_of_dims(exported, given, named, shapes))
     program.caches = None if caches is None else _checked_caches(program, caches)
+    program.names = _checked_names(program, names or {})
     return program
 
 
@@ -68,6 +73,17 @@ def _checked_caches(program: Program, caches: Mapping[str, str]) -> dict[str, st
                 remedy=f"inputs: {', '.join(program.input_names)}; outputs: {', '.join(program.output_names)}",
             )
     return dict(caches)
+
+
+def _checked_names(program: Program, names: Mapping[str, str]) -> dict[str, str]:
+    if unknown := sorted(set(names) - set(program.input_names)):
+        raise CaptureError(
+            f"names: there is no input {unknown[0]!r}", remedy=f"inputs: {', '.join(program.input_names)}"
+        )
+    outside = [names.get(n, n) for n in program.input_names]
+    if twice := sorted({n for n in outside if outside.count(n) > 1}):
+        raise CaptureError(f"names: two inputs are called {twice[0]!r}")
+    return dict(names)
 
 
 def capture_exported(
@@ -150,7 +166,7 @@ def export_strategies(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
     """Exports with named dimensions first; where the exporter finds them too strict, with anonymous ones."""
-    attempts: list[Callable[[str], Any]] = [lambda name: Dim(name), lambda name: Dim.DYNAMIC]
+    attempts: list[Callable[[str], Any]] = [dim_named, lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in attempts if _has_names(dynamic_shapes) else attempts[:1]:
         dims: dict[str, Any] = {}

@@ -84,11 +84,17 @@ class Program:
     source: str = "module"
     history: list[str] = field(default_factory=list)  # passes applied, in order
     caches: dict[str, str] | None = None  # cache input -> output that replaces it; None: found by name
+    names: dict[str, str] = field(default_factory=dict)  # input -> what it is called outside, where that differs
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the flat inputs, in order."""
         return tuple(n.name for n in self.graph.nodes if n.op == "placeholder")
+
+    @property
+    def outside_names(self) -> tuple[str, ...]:
+        """What the flat inputs are called outside (in an ONNX file), in order."""
+        return tuple(self.names.get(name, name) for name in self.input_names)
 
     @property
     def output_nodes(self) -> tuple[Any, ...]:
@@ -123,7 +129,7 @@ class Program:
         return Program(
             graph, self.weights.copy(), dict(self.info), self.in_spec, self.out_spec, self.example_inputs,
             {k: dict(v) for k, v in self.dynamic.items()}, self.arg_names, self.source, list(self.history),
-            None if self.caches is None else dict(self.caches),
+            None if self.caches is None else dict(self.caches), dict(self.names),
         )  # fmt: skip
 
     def root(self) -> nn.Module:

@@ -122,6 +122,7 @@ def _encode_program(program: Program) -> dict[str, Any]:
         "inputs": _encode_spec(program.in_spec),
         "outputs": _encode_spec(program.out_spec),
         "caches": program.caches,
+        "names": program.names,
         "dynamic": {name: {str(d): n for d, n in dims.items()} for name, dims in program.dynamic.items()},
         "weights": {
             w.name: {"trainable": w.trainable, "aliases": list(w.aliases), "persistent": w.persistent}
@@ -253,6 +254,7 @@ def _decode_program(data: Mapping[str, Any], weights: dict[str, Tensor], inputs:
     program.in_spec, program.out_spec, program.arg_names = in_spec, out_spec, tuple(data["arguments"])
     program.dynamic, program.source, program.history = dynamic, data["source"], list(data["history"])
     program.caches = data.get("caches")
+    program.names = {str(k): str(v) for k, v in data.get("names", {}).items()}
     program.info = {name: info[name] for name in program.info}
     return program
 

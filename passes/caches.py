@@ -120,9 +120,7 @@ def in_new_coordinates(moves: CacheMoves | None, batches: Sequence[Sequence[Tens
 
 def cache_notes(subspaces: Sequence[Subspace]) -> list[str]:
     """What the user of a plan with these subspaces has to know of the caches."""
-    return [
-        f"{', '.join(s.group.caches)}: a cache in the coordinates of {s.group.name}; start with an empty one, or with "
-        "what the slim program returned"
-        for s in subspaces
-        if s.caches
-    ]
+    names = sorted({name for s in subspaces if s.caches for name in s.group.caches})
+    if not names:
+        return []
+    return [f"in bases of their own: {', '.join(names)}; start with empty caches, or what the slim program returned"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,13 +10,16 @@ from torch import Tensor
 __all__ = ["divergence"]
 
 
-def divergence(names: Sequence[str], original: Sequence[Any], changed: Sequence[Any]) -> float:
+def divergence(
+    names: Sequence[str], original: Sequence[Any], changed: Sequence[Any], caches: Collection[str] = ()
+) -> float:
     """The sum over all floating point outputs of KL(original || changed), in nats a row, where an output is called
     logits, else of the squared error relative to the original's variance. What was not finite before (a vocabulary that
-    is masked in part) is left out; infinite where a value is not finite any more."""
+    is masked in part) is left out, and so are outputs that replace `caches`: what they are for shows in the others.
+    Infinite where a value is not finite any more."""
     total = 0.0
     for name, old, new in zip(names, original, changed, strict=True):
-        if isinstance(old, Tensor) and old.is_floating_point() and old.numel():
+        if isinstance(old, Tensor) and old.is_floating_point() and old.numel() and name not in caches:
             if not bool(new[old.isfinite()].isfinite().all()):
                 return float("inf")
             total += _kl(old, new) if "logits" in name and old.shape[-1] > 1 else _relative(old, new)

@@ -80,4 +80,5 @@ class _Probe:
             evaluator.set_weight(weight, value)
         values = evaluator.fork(self._whole, self._values)
         evaluator.advance(values, self._nodes[self._position :])
-        return divergence(self.analysis.program.output_names, self._original, evaluator.outputs(values))
+        caches = frozenset(self.analysis.axes.caches.values())
+        return divergence(self.analysis.program.output_names, self._original, evaluator.outputs(values), caches)

@@ -71,6 +71,23 @@ def test_a_dimension_that_is_a_sum_of_others_follows_them() -> None:
     assert (x.shape[1], before.shape[1], mask.shape[1]) == (4, 7, 11)
 
 
+def test_shapes_of_programs_with_caches_are_prefill_and_a_step_too() -> None:
+    class Step(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            whole = torch.cat([past, x], 1)
+            return x + (whole * mask[..., None]).sum(1, keepdim=True), whole
+
+    args = (torch.randn(2, 3, 4), torch.ones(2, 8), torch.randn(2, 5, 4))
+    shapes = ({0: "batch", 1: "new"}, {0: "batch", 1: "past + new"}, {0: "batch", 1: "past"})
+    program = capture(Step(), args, {}, shapes, caches={"past": "output_1"})
+    assert example_sizes(program) == {"batch": 2, "new": 3, "past": 5}
+    prefill, step = default_shapes(program)[-2:]
+    assert prefill == {"batch": 2, "new": 3, "past": 0} and step == {"batch": 2, "new": 1, "past": 5}
+    for sizes in default_shapes(program):
+        x, mask, past = draw_inputs(program, sizes, generator())
+        assert (x.shape[1], past.shape[1], mask.shape[1]) == (sizes["new"], sizes["past"], sizes["new"] + sizes["past"])
+
+
 def test_a_missing_size_is_an_input_error(attention: Exported) -> None:
     with pytest.raises(InputError, match="'sequence'"):
         draw_inputs(attention.program, {"batch": 3}, generator())

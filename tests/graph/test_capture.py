@@ -13,6 +13,7 @@ from fxslim.graph.axes.groups import analyze
 from fxslim.graph.capture import capture
 from fxslim.graph.errors import CaptureError
 from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.program import Program
 from tests.models.nets import Attention, Tied, TwoByTwo
 
 aten = torch.ops.aten
@@ -147,3 +148,47 @@ def test_weights_are_shared_with_the_model() -> None:
     model = nn.Linear(4, 3)
     program = capture(model, (torch.randn(2, 4),))
     assert program.weights["weight"].data_ptr() == model.weight.data_ptr()
+
+
+class Nested(nn.Module):
+    """Attention weights over what was and what is new, with what was in a list of dictionaries."""
+
+    def forward(self, x: Tensor, mask: Tensor, past: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        found = {}
+        for number, layer in enumerate(past):
+            found[f"present.{number}.key"] = torch.cat([layer["key"], x], 1)
+            found[f"present.{number}.value"] = torch.cat([layer["value"], 2 * x], 1)
+        return {"y": x + mask.sum(1)[:, None, None] + found["present.0.key"].sum(1, keepdim=True), **found}
+
+
+def nested(**options: object) -> Program:
+    past = [{"key": torch.randn(2, 4, 3), "value": torch.randn(2, 4, 3)} for _ in range(2)]
+    shapes = {
+        "x": {0: "batch", 1: "new"}, "mask": {0: "batch", 1: "past + new"},
+        "past": [{"key": {0: "batch", 1: "past"}, "value": {0: "batch", 1: "past"}}] * 2,
+    }  # fmt: skip
+    return capture(Nested(), (torch.randn(2, 5, 3), torch.ones(2, 9), past), None, shapes, **options)  # type: ignore[arg-type]
+
+
+def test_nested_dictionaries_have_dimensions_by_name_too() -> None:
+    program = nested()
+    assert program.input_names == ("x", "mask", "past_0_key", "past_0_value", "past_1_key", "past_1_value")
+    assert program.dynamic["past_1_value"] == {0: "batch", 1: "past"}
+    assert program.dynamic["mask"] == {0: "batch", 1: "past + new"}
+    assert program.outside_names == program.input_names
+
+
+def test_inputs_may_be_called_otherwise_outside() -> None:
+    names = {"past_0_key": "past.0.key", "past_1_value": "past.1.value"}
+    program = nested(names=names)
+    assert program.outside_names == ("x", "mask", "past.0.key", "past_0_value", "past_1_key", "past.1.value")
+    assert program.clone().outside_names == program.outside_names
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [({"nothing": "a"}, "there is no input 'nothing'"), ({"x": "mask"}, "two inputs are called 'mask'")],
+)
+def test_names_of_no_input_are_refused(names: dict[str, str], said: str) -> None:
+    with pytest.raises(CaptureError, match=said):
+        nested(names=names)

@@ -49,3 +49,11 @@ def test_what_was_masked_before_is_left_out(name: str) -> None:
     wanted = divergence([name], [old[:, :5]], [new[:, :5]])
     old[:, 5:] = new[:, 5:] = -math.inf
     assert divergence([name], [old], [new]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_replaces_a_cache_does_not_count() -> None:
+    """What a cache holds is no output of the model: what it is for shows in the logits of the next step."""
+    logits, cache = torch.randn(2, 3, 50), torch.randn(2, 2, 3, 4)
+    names = ["logits", "present"]
+    assert divergence(names, [logits, cache], [logits, cache + 1], {"present"}) == 0.0
+    assert divergence(names, [logits, cache], [logits, cache + 1]) > 0.0

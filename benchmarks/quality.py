@@ -6,7 +6,8 @@ share of the parameters (or MACs) is removed, without any training.
 MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`, a saved program with `calib.npz` and `valid.npz`, or
 `bundled:digits-resnet`. For language models the
 share is of the parameters under `--blocks`; protocol: non-overlapping windows of 256 tokens, mean cross-entropy over
-all predicted tokens; calibration windows drawn without replacement. Rows that the file holds already are not repeated.
+all predicted tokens; calibration windows drawn without replacement. Rows that the file holds already are not repeated,
+whichever code measured them (`code` is a hash of it), unless `--again`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fingerprint import fingerprint
 from fxslim.api import analyze, compress, prove
 from fxslim.data import Batches, load_batches
 from fxslim.evaluate import evaluate
@@ -37,7 +39,7 @@ from fxslim.sources import Source
 WINDOW = 256
 COLUMNS = [
     "model", "method", "removed", "seed", "calibration", "windows", "score", "metric", "kept", "params_kept",
-    "macs_kept", "seconds", "forward_s", "peak_mib", "proof",
+    "macs_kept", "seconds", "forward_s", "peak_mib", "proof", "code",
 ]  # fmt: skip
 
 
@@ -49,18 +51,25 @@ def main() -> int:
     valid = _valid(options, source, text)
     surveys: dict[str, Survey] = {}  # one serves all shares: `seconds` of the first of them counts it
     known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
-    done = {(r["model"], r["method"], float(r["removed"]), int(r["seed"]), int(r["calibration"])) for r in known}
+    done = {_key(row) for row in known}
     name = Path(options.model).name.removeprefix("bundled:")
     wanted = [("dense", 0.0)] + [(m, r) for r in options.removed for m in options.methods]
     for method, removed in wanted:
         for seed in options.seeds if method != "dense" else options.seeds[:1]:
-            if (name, method, removed, seed, options.calibration) in done:
+            key = (name, method, removed, seed, options.calibration, valid.rows)
+            if key in done and not options.again:
                 continue
             row = _measure(options, source, analysis, valid, method, removed, seed, text, surveys)
-            known.append({**row, "model": name})
+            known = [r for r in known if _key(r) != key] + [{**row, "model": name}]
             write_rows(options.out, known, COLUMNS)
             print(" ".join(f"{k}={v}" for k, v in known[-1].items()), flush=True)
     return int(any(str(r["proof"]).startswith("NOT") for r in known))
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is the answer to."""
+    numbers = (float(row["removed"]), int(row["seed"]), int(row["calibration"]), int(row["windows"]))
+    return (row["model"], row["method"], *numbers)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--calibration", type=int, default=64, help="windows, or rows of arrays")
     parser.add_argument("--windows", type=int, default=96, help="evaluation windows, from the start; 0: all")
+    parser.add_argument("--again", action="store_true", help="measure anew what the file holds")
     parser.add_argument("--blocks", default="*.layers.*", help="the weights that the share counts")
     parser.add_argument("--of", default="params", choices=["params", "macs"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality.csv"))
@@ -122,7 +132,7 @@ def _measure(
     return {
         **row, "windows": valid.rows, "score": round(score.value, 4), "metric": score.name, "kept": round(share, 4),
         "params_kept": round(slim.parameters() / whole, 4), "macs_kept": round(macs, 4), "proof": proof,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "code": fingerprint("graph", "passes"), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
 
 

@@ -12,12 +12,12 @@ in either direction.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 from pathlib import Path
 
+from benchmarks.fingerprint import fingerprint
 from benchmarks.zoo.measure import Row
 from benchmarks.zoo.scaling import plot
 from benchmarks.zoo.sweep import LIBRARIES, names_of, read_csv, read_rows, run, write_csv
@@ -66,7 +66,7 @@ def _sweep(library: str, options: argparse.Namespace) -> list[Row]:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [n for n in names_of(library) if not options.only or any(part in n for part in options.only)]
     names = [n for n in names if not options.models or n in options.models]
-    current = fingerprint()
+    current = fingerprint("graph", "passes", "export", "fxslim", "benchmarks/zoo")
     committed = [r for r in read_csv(options.out / "zoo.csv") if options.old and r.library == key]
     old = [] if options.again else [*committed, *(r for r in _latest(path) if options.old or r.code == current)]
     known = {row.model: row for row in old if row.model in names}
@@ -84,16 +84,6 @@ def _sweep(library: str, options: argparse.Namespace) -> list[Row]:
 
     run(library, left, options.jobs, options.limit, done, static=options.static)
     return [known[n] for n in names]
-
-
-def fingerprint() -> str:
-    """A hash of the code that a row depends on."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[2]
-    for folder in ("graph", "passes", "export", "fxslim", "benchmarks/zoo"):
-        for file in sorted((root / folder).rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:10]
 
 
 def label(library: str) -> str:

@@ -248,10 +248,9 @@ class Planning:
         cut = [g for g in self.chosen if counts[g.axis] < g.size]
         number = {g.name: counts[g.axis] for g in cut}
         bases = {} if self.found is None else self.found.bases
-        pairs = {} if self.found is None else self.found.pairs
         alone = {n: top(s, number[n]) for n, s in self._scored_products(cut).items()}
         based = tuple(s for s in self.subspaces if s.group.name in number)
-        sized = with_pairs(Sized(self.analysis, number, based, bases, alone), self.ranks, pairs)
+        sized = with_pairs(Sized(self.analysis, number, based, bases, alone), self.ranks)
         opened, changed = sized.analysis, self._in_bases(sized)
         analysis, batches = changed.analysis, None if self.batches is None else changed.inputs(self.batches)
         groups = {name: analysis.group(name) for name in sized.number}

@@ -31,10 +31,10 @@ class Sized:
     masks: Mapping[str, Tensor] = field(default_factory=dict)  # [*batch, size] by name of the group
 
 
-def with_pairs(sized: Sized, ranks: Mapping[str, int], bases: Mapping[str, Basis]) -> Sized:
+def with_pairs(sized: Sized, ranks: Mapping[str, int]) -> Sized:
     """The same with weights as pairs of these ranks: the analysis is of the factorised program, and the axis between
-    two factors one more group that is cut in another basis. `bases` are those of the pairs by weight, where they are
-    known.
+    two factors one more group that is cut in another basis. No basis is known any more: those that are estimated on
+    this program are, to the last bit, those that applying the plan will find.
 
     Raises:
         PlanError: a group cannot be found again in the factorised program.
@@ -47,12 +47,10 @@ def with_pairs(sized: Sized, ranks: Mapping[str, int], bases: Mapping[str, Basis
     number = {renamed[name]: count for name, count in sized.number.items()}
     own = find_subspaces(opened, [opened.group(renamed[s.group.name]) for s in sized.subspaces])[0]
     if len(own) < len(sized.subspaces) or len(pairs) < len(ranks):
-        raise PlanError("low ranks change which axes may be given another basis", remedy="give --budget uniform")
-    known = {renamed[name]: basis for name, basis in sized.bases.items() if name in renamed}
-    known |= {pair.group.name: bases[name] for name, pair in pairs.items() if name in bases}
+        raise PlanError("low ranks change which axes may be given another basis", remedy="give --method modegpt")
     number |= {pair.group.name: ranks[name] for name, pair in pairs.items()}
     masks = {renamed[name]: mask for name, mask in sized.masks.items()}
-    return Sized(opened, number, (*own, *(pair.subspace for pair in pairs.values())), known, masks)
+    return Sized(opened, number, (*own, *(pair.subspace for pair in pairs.values())), {}, masks)
 
 
 def _renamed(sized: Sized, opened: Analysis, pairs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
@@ -71,7 +69,7 @@ def _renamed(sized: Sized, opened: Analysis, pairs: Mapping[str, tuple[str, str]
         group = sized.analysis.group(name)
         site = group.sites[0]
         if (new := places.get(_place(site, group, moved(site)))) is None:
-            raise PlanError(f"the group {name!r} is not found where weights are pairs", remedy="give --budget uniform")
+            raise PlanError(f"the group {name!r} is not found where weights are pairs", remedy="give --method modegpt")
         found[name] = new
     return found
 

@@ -63,14 +63,12 @@ class Curve:
 
 @dataclass
 class Survey:
-    """The curves by name of the group or weight; and bases, of subspaces by name of the group, of the axis between the
-    factors of a weight by name of the weight."""
+    """The curves, by name of the group or weight, and the bases of subspaces, by name of the group."""
 
     curves: dict[str, Curve]
     bases: dict[str, Basis]
     subspaces: tuple[Subspace, ...]
     notes: tuple[str, ...]
-    pairs: dict[str, Basis] = field(default_factory=dict)
 
 
 def fitted(batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
@@ -95,7 +93,7 @@ def survey(
         if progress is not None:
             progress(f"survey: {node.name}", number, len(nodes))
         collector.visit(node, walk, batches)
-    return Survey(collector.curves, collector.bases, tuple(subspaces), tuple(collector.notes), collector.pairs)
+    return Survey(collector.curves, collector.bases, tuple(subspaces), tuple(collector.notes))
 
 
 class _Collector:
@@ -108,7 +106,6 @@ class _Collector:
         self.analysis, self.subspaces = analysis, subspaces
         self.curves: dict[str, Curve] = {}
         self.bases: dict[str, Basis] = {}
-        self.pairs: dict[str, Basis] = {}
         self._matrices = {m.consumer.node: m for m in matrices}
         self._last: tuple[fx.Node, SecondMoment] | None = None  # of the input that several calls in a row read
         self.notes: list[str] = []
@@ -159,7 +156,7 @@ class _Collector:
 
     def _rank(self, matrix: Matrix, moment: SecondMoment) -> None:
         weight = matrix.consumer.parameters(self.analysis.program)[0][0]
-        self.pairs[matrix.weight] = basis = pair_basis(weight, moment)
+        basis = pair_basis(weight, moment)
         losses = basis.losses()
         rank = _shows(losses)
         probed = truncated(weight, basis, rank)

@@ -15,7 +15,6 @@ from fxslim.graph.costs import CostModel, LowRank
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.allocation import allocate
-from fxslim.passes.basis import Basis
 from fxslim.passes.factorise import Factorise
 from fxslim.passes.low_rank import WORTH, Matrix, find_matrices, pair_basis, truncated
 from fxslim.passes.options import PlanOptions
@@ -293,9 +292,7 @@ def test_groups_are_found_again_where_weights_are_pairs() -> None:
     matrices = find_matrices(analysis)
     chosen = [g for g in analysis.prunable if g.size > 1]
     sized = Sized(analysis, {g.name: g.size - 1 for g in chosen}, (), {})
-    eye = {m.weight: torch.eye(m.size, dtype=torch.float64) for m in matrices}
-    bases = {name: Basis(e, e, torch.ones(len(e), dtype=torch.float64)) for name, e in eye.items()}
-    found = with_pairs(sized, {m.weight: 2 for m in matrices}, bases)
+    found = with_pairs(sized, {m.weight: 2 for m in matrices})
     assert len(found.number) == len(chosen) + len(matrices)
     kept = [found.analysis.group(name) for name in found.number if found.number[name] != 2]
     assert sorted((g.kind, g.size) for g in kept) == sorted((g.kind, g.size) for g in chosen)
@@ -305,4 +302,4 @@ def test_groups_are_found_again_where_weights_are_pairs() -> None:
 def test_nothing_becomes_a_pair_without_ranks() -> None:
     analysis, _ = mixed()
     sized = Sized(analysis, {}, (), {})
-    assert with_pairs(sized, {}, {}) is sized
+    assert with_pairs(sized, {}) is sized

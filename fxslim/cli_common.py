@@ -82,7 +82,10 @@ BudgetName = Annotated[
 ]
 Rounds = Annotated[
     int | None,
-    typer.Option(help="Choose positions in so many rounds of cutting and restoring. Default: 1.", show_default=False),
+    typer.Option(
+        help="Choose positions in so many rounds of cutting and restoring. Default: as the method says.",
+        show_default=False,
+    ),
 ]
 ScheduleName = Annotated[
     Literal["geometric", "linear"],
@@ -129,7 +132,10 @@ Window = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 RestoreName = Annotated[
     Literal["least-squares", "bias", "none"] | None,
-    typer.Option(help="How weights are restored. Default: least-squares with calibration data.", show_default=False),
+    typer.Option(
+        help="How weights are restored. Default: as the method says, least-squares with calibration data.",
+        show_default=False,
+    ),
 ]
 SplitFused = Annotated[
     bool,

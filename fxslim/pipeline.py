@@ -35,7 +35,7 @@ from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
-from fxslim.passes.budget import Budget
+from fxslim.passes.budget import Budget, check_share
 from fxslim.passes.importance import Importance
 from fxslim.passes.methods import Restore, settings
 from fxslim.passes.plan import Plan
@@ -130,6 +130,9 @@ class SlimOptions:
                 else "nothing says how much remains"
             )
             raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
+        for name in ("keep", "width"):
+            if getattr(self, name) is not None:
+                check_share(getattr(self, name), name)
         made = (
             "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
             "split_fused", "rounds", "schedule", "slope",

@@ -103,9 +103,9 @@ def _check_rounds(options: Mapping[str, Any]) -> None:
     based = [name for name in ("subspace", "ranks", "streams", "metric", "share", "depth") if options.get(name)]
     if rounds > 1 and based:
         raise InputError(
-            f"{rounds} rounds choose positions, and {based[0]!r} does not",
+            f"{rounds} rounds choose positions alone, and the method asks for more: {', '.join(based)}",
             rule="the positions of rounds can be composed; bases, ranks and depth cannot",
-            remedy="leave the rounds out, or choose by position: fasp, osscar, flap, transact, owl or magnitude",
+            remedy="leave the rounds out, or choose by position: fasp, osscar, flap, wanda-sp, owl or magnitude",
         )
 
 

@@ -112,7 +112,10 @@ def test_a_method_that_is_none_names_the_choices(command: str, tmp_path: Path) -
         (("--plan", "plan.json", "--method", "fasp"), "--method: no effect"),
         (("--plan", "plan.json", "--budget", "global"), "--budget: no effect"),
         (("--plan", "plan.json", "--rounds", "2", "--slope", "0.1"), "--rounds, --slope: no effect"),
-        (("--keep", "0.7", "--rounds", "2", "--calibration", "DATA"), "2 rounds choose positions, and 'subspace' does"),
+        (
+            ("--keep", "0.7", "--rounds", "2", "--calibration", "DATA"),
+            "2 rounds choose positions alone, and the method",
+        ),
         (("--keep", "0.7", "--method", "fasp", "--rounds", "0", "--calibration", "DATA"), "rounds must be a whole"),
         (("--keep", "0.7", "--schedule", "linear"), "schedule: no effect with one round"),
         (("--keep", "0.7", "--slope", "-0.5"), "slope: no effect"),

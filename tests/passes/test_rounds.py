@@ -177,7 +177,8 @@ def test_rounds_need_no_data(pair: Analysis) -> None:
         ({"schedule": "linear"}, "schedule: no effect with one round"),
         ({"rounds": 2, "subspace": True}, "asks for more: subspace"),
         ({"rounds": 2, "streams": True}, "asks for more: streams"),
-        ({"rounds": 2, "metric": "plain"}, "asks for more: metric"), ({"rounds": 2, "depth": True}, "asks for more: depth"),
+        ({"rounds": 2, "metric": "plain"}, "asks for more: metric"),
+        ({"rounds": 2, "depth": True}, "asks for more: depth"),
     ],
 )  # fmt: skip
 def test_what_has_no_sense_is_refused(pair: Analysis, options: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from fxslim.passes.importance import Chooser
 from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment, split_sums
 
-__all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "restore_weights"]
+__all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "few_tokens", "restore_weights"]
 
 MEAN_MATTERS = 0.01  # of an output: a constant error above this is said where no bias can hold it
 FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
@@ -206,11 +206,8 @@ class _Restorer:
         if self.by == "bias":
             if not consumer.shifted:
                 self.said.append(f"{consumer.weight}: no bias to hold the mean of what was removed; only sliced")
-        elif tokens < FEW_TOKENS * result.columns:
-            self.warnings.append(
-                f"{consumer.weight}: {tokens} calibration tokens for {result.columns} columns "
-                f"(ratio {tokens / result.columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
-            )
+        else:
+            self.warnings += few_tokens(consumer.weight, tokens, result.columns)
 
     def _warn_of_mean(self, consumer: Consumer, of_output: float, of_error: float) -> None:
         """Where most of what a refit leaves is a constant that nothing can hold."""
@@ -219,6 +216,16 @@ class _Restorer:
                 f"{consumer.weight}: a constant of {of_output:.1%} of its output was lost with what was removed; "
                 "there is no bias to hold it"
             )
+
+
+def few_tokens(weight: str, tokens: int, columns: int) -> list[str]:
+    """The warning that a refit had too few tokens for its columns, if it had."""
+    if tokens >= FEW_TOKENS * columns:
+        return []
+    return [
+        f"{weight}: {tokens} calibration tokens for {columns} columns "
+        f"(ratio {tokens / columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
+    ]
 
 
 def _row(consumer: Consumer, selection: Selection, result: Refit, tokens: int) -> RestoredConsumer:

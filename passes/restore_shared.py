@@ -24,8 +24,8 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.refit import LADDER
-from fxslim.passes.restore import FEW_TOKENS, Progress, Restoration, RestoredConsumer
-from fxslim.passes.statistics import HELD_OUT_EVERY, CalibrationWalk, SecondMoment
+from fxslim.passes.restore import Progress, Restoration, RestoredConsumer, few_tokens
+from fxslim.passes.statistics import CalibrationWalk, SecondMoment, split_sums
 
 __all__ = ["Use", "restore_shared", "solve_shared"]
 
@@ -184,19 +184,14 @@ class _Restorer:
             self._report(sites, fit, accepted and fit.ridge is not None)
 
     def _moments(self, sites: _Sites) -> list[tuple[SecondMoment, SecondMoment]]:
-        """For each call, the moments of [Z X 1] over the training and over the held-out part: the last batch is held
-        out; of a single one, every eighth row."""
+        """For each call, the moments of [Z X 1] over the training and over the held-out part."""
         walk = CalibrationWalk(self._now, self._batches, self._original)
         found: dict[Consumer, tuple[SecondMoment, SecondMoment]] = {}
         for consumer in sorted(sites.consumers, key=lambda c: self._order[c.node]):
             walk.advance_to(consumer.node)
             columns = [consumer.columns(value) for value in walk.values(consumer.source)]
             both = [torch.cat([z, x], dim=2) for x, z in zip(columns[::2], columns[1::2], strict=True)]
-            if len(both) == 1:
-                held = torch.arange(both[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-                both = [both[0][:, ~held], both[0][:, held]]
-            train = [SecondMoment.of(c) for c in both[:-1]]
-            found[consumer] = sum(train[1:], train[0]), SecondMoment.of(both[-1])
+            found[consumer] = split_sums(both, len(both), 1, SecondMoment.of)
         return [found[c] for c in sites.consumers]
 
     def _uses(self, sites: _Sites, moments: Sequence[tuple[SecondMoment, SecondMoment]]) -> list[tuple[Use, Use]]:
@@ -240,11 +235,7 @@ class _Restorer:
             columns + first.shifted,
         )
         self._rows.append(row)
-        if fit.tokens < FEW_TOKENS * columns:
-            self._warnings.append(
-                f"{first.weight}: {fit.tokens} calibration tokens for {columns} columns (ratio "
-                f"{fit.tokens / columns:.2f}; below {FEW_TOKENS:g} a refit may not carry over)"
-            )
+        self._warnings += few_tokens(first.weight, fit.tokens, columns)
 
 
 @dataclass(frozen=True)

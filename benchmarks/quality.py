@@ -48,7 +48,7 @@ def main() -> int:
     source = open_model(options.model)
     analysis = prepared(source.program)
     text = (Path(options.model) / "calib.txt").exists()
-    valid = _valid(options, source, text)
+    valid = [_valid(options, source, text, windows) for windows in (options.windows if text else [0])]
     surveys: dict[str, Survey] = {}  # one serves all shares: `seconds` of the first of them counts it
     known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
     done = {_key(row) for row in known}
@@ -56,13 +56,14 @@ def main() -> int:
     wanted = [("dense", 0.0)] + [(m, r) for r in options.removed for m in options.methods]
     for method, removed in wanted:
         for seed in options.seeds if method != "dense" else options.seeds[:1]:
-            key = (name, method, removed, seed, options.calibration, valid.rows)
-            if key in done and not options.again:
+            keys = {(name, method, removed, seed, options.calibration, data.rows) for data in valid}
+            if keys <= done and not options.again:
                 continue
-            row = _measure(options, source, analysis, valid, method, removed, seed, text, surveys)
-            known = [r for r in known if _key(r) != key] + [{**row, "model": name}]
+            rows = _measure(options, source, analysis, valid, method, removed, seed, text, surveys)
+            known = [r for r in known if _key(r) not in keys] + [{**row, "model": name} for row in rows]
             write_rows(options.out, known, COLUMNS)
-            print(" ".join(f"{k}={v}" for k, v in known[-1].items()), flush=True)
+            for row in known[-len(rows) :]:
+                print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
     return int(any(str(r["proof"]).startswith("NOT") for r in known))
 
 
@@ -79,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--calibration", type=int, default=64, help="windows, or rows of arrays")
-    parser.add_argument("--windows", type=int, default=96, help="evaluation windows, from the start; 0: all")
+    parser.add_argument(
+        "--windows",
+        type=int,
+        nargs="+",
+        default=[96],
+        help="held-out windows, from the start; 0: all; a row for each",
+    )
     parser.add_argument("--again", action="store_true", help="measure anew what the file holds")
     parser.add_argument("--blocks", default="*.layers.*", help="the weights that the share counts")
     parser.add_argument("--of", default="params", choices=["params", "macs"])
@@ -87,10 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _valid(options: argparse.Namespace, source: Source, text: bool) -> Batches:
+def _valid(options: argparse.Namespace, source: Source, text: bool, windows: int) -> Batches:
     if not text:
         return load_batches(source.evaluation or Path(options.model) / "valid.npz", source)
-    return valid_windows(options.model, source, options.windows)
+    return valid_windows(options.model, source, windows)
 
 
 def valid_windows(model: str, source: Source, windows: int) -> Batches:
@@ -102,9 +109,10 @@ def valid_windows(model: str, source: Source, windows: int) -> Batches:
 
 
 def _measure(
-    options: argparse.Namespace, source: Source, analysis: Analysis, valid: Batches, method: str, removed: float,
-    seed: int, text: bool, surveys: dict[str, Survey],
-) -> dict[str, Any]:  # fmt: skip
+    options: argparse.Namespace, source: Source, analysis: Analysis, valid: Sequence[Batches], method: str,
+    removed: float, seed: int, text: bool, surveys: dict[str, Survey],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for each set of held-out data."""
     program = analysis.program
     outside = [n for n in program.info if text and not fnmatch.fnmatchcase(n, options.blocks)]
     whole = program.parameters()
@@ -128,12 +136,13 @@ def _measure(
         proof = f"{'' if found.ok else 'NOT '}{found.max_error:.0e}"
     share = _parameters(slim, outside) / _parameters(program, outside)
     macs = CostModel(analyze(slim).axes).macs() / CostModel(analysis.axes).macs()
-    score = evaluate(Evaluator(slim).run, valid, source.task, output_names=slim.output_names)
-    return {
-        **row, "windows": valid.rows, "score": round(score.value, 4), "metric": score.name, "kept": round(share, 4),
-        "params_kept": round(slim.parameters() / whole, 4), "macs_kept": round(macs, 4), "proof": proof,
-        "code": fingerprint("graph", "passes"), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    row |= {
+        "kept": round(share, 4), "params_kept": round(slim.parameters() / whole, 4), "macs_kept": round(macs, 4),
+        "proof": proof, "code": fingerprint("graph", "passes"),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
+    scores = [(d.rows, evaluate(Evaluator(slim).run, d, source.task, output_names=slim.output_names)) for d in valid]
+    return [{**row, "windows": rows, "score": round(score.value, 4), "metric": score.name} for rows, score in scores]
 
 
 def _parameters(program: Program, outside: Sequence[str]) -> int:

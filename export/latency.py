@@ -17,7 +17,7 @@ from fxslim.export.providers import create_session, onnxruntime, provider_name, 
 from fxslim.export.weights import tensor_to_numpy
 from fxslim.graph.errors import CheckError, InputError
 
-__all__ = ["LatencyReport", "Ratio", "bootstrap_ratio", "measure_latency"]
+__all__ = ["Inputs", "LatencyReport", "Ratio", "bootstrap_ratio", "measure_latency", "run_times"]
 
 Inputs = Sequence[torch.Tensor]
 
@@ -109,6 +109,20 @@ class _Runner:
             self.session.run_with_iobinding(self.binding)
         self.binding.synchronize_outputs()
         return (time.perf_counter() - start) / repeats
+
+
+def run_times(path: str | Path, inputs: Inputs, provider: str, threads: int) -> list[float]:
+    """Seconds of single runs of a model with flat inputs, from several sessions. `provider` is ONNX Runtime's name.
+
+    Raises:
+        CheckError: the model does not load or does not run on the provider.
+    """
+    times: list[float] = []
+    for _ in range(_REBUILDS):
+        runner = _Runner(Path(path), inputs, provider, threads)
+        _warm_up(runner, time.perf_counter() + 1.0)
+        times += [runner.seconds(1) for _ in range(_LEAST_ROUNDS)]
+    return times
 
 
 def measure_latency(

@@ -39,7 +39,10 @@ Keep = Annotated[float | None, typer.Option(help="Share of all parameters (or MA
 Width = Annotated[
     float | None, typer.Option(help="Share of positions that every chosen group keeps, instead of --keep.")
 ]
-Of = Annotated[Literal["params", "macs"], typer.Option(help="What --keep is a share of.")]
+Of = Annotated[
+    Literal["params", "macs", "latency"],
+    typer.Option(help="What --keep is a share of; latency is measured on --provider (fxslim slim)."),
+]
 ImportanceName = Annotated[
     Literal["fasp", "obs", "flap", "activation", "taylor", "magnitude", "random"] | None,
     typer.Option(help="How positions are chosen, instead of what the method says.", show_default=False),
@@ -147,6 +150,13 @@ SplitFused = Annotated[
 Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (fxslim doctor lists them).")]
 Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session.")]
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        help="Sizes at which is timed, by dimension: batch=1,sequence=256. Default: one row of the data.",
+        show_default=False,
+    ),
+]
 TaskName = Annotated[
     Literal["text-generation"] | None,
     typer.Option(

@@ -59,6 +59,7 @@ def slim(
     provider: c.Provider = "auto",
     threads: c.Threads = 1,
     latency_seconds: Annotated[float, typer.Option(help="Seconds to spend on timing.")] = 10.0,
+    sizes: c.Sizes = None,
     split_fused: c.SplitFused = False,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
@@ -80,7 +81,7 @@ def slim(
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
-        threads=threads, latency_seconds=latency_seconds, split_fused=split_fused, task=task, dtype=dtype,
+        threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused, task=task, dtype=dtype,
         trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with c.watching(quiet) as shown:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,8 +17,6 @@ from fxslim.api import Applied, apply_plan, compress, for_plan, prove
 from fxslim.data import GENERATED, TEXT_SUFFIXES, Batches, Mixture, load_batches
 from fxslim.evaluate import Score, evaluate
 from fxslim.export import (
-    DEFAULT_OPSET,
-    OPSETS,
     LatencyReport,
     OnnxFile,
     check_onnx,
@@ -33,18 +30,17 @@ from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
+from fxslim.latency_plans import LatencyPlans, MeasuredPlan
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
-from fxslim.passes.budget import Budget, check_share
-from fxslim.passes.importance import Importance
-from fxslim.passes.methods import Restore, settings
+from fxslim.passes.methods import settings
 from fxslim.passes.plan import Plan
-from fxslim.passes.rank_schedule import SLOPE
-from fxslim.passes.rounds import Schedule
 from fxslim.passes.share_branches import before_sharing
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
+from fxslim.slim_options import SlimOptions
 from fxslim.sources import Source
+from fxslim.timing import parse_sizes, timed_inputs
 
 __all__ = [
     "SlimOptions",
@@ -77,93 +73,6 @@ class Unwatched:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Within a step."""
-
-
-@dataclass(frozen=True)
-class SlimOptions:
-    """What `fxslim slim` was asked for. None means: the default that fits the model."""
-
-    model: str
-    keep: float | None = None
-    width: float | None = None
-    of: Literal["params", "macs"] = "params"
-    method: str | None = None
-    importance: Importance | None = None
-    budget: Budget | None = None
-    rounds: int | None = None
-    schedule: Schedule = "geometric"
-    slope: float = SLOPE
-    calibration: str | tuple[str, ...] | None = None  # several, or one with a weight: see `Mixture.parse`
-    evaluation: str | None = None
-    restore: Restore | None = None
-    groups: tuple[str, ...] | None = None
-    keep_fixed: tuple[str, ...] = ()
-    uncounted: tuple[str, ...] = ()
-    inexact: bool = False
-    round_to: int = 1
-    plan: str | None = None
-    samples: int | None = None
-    window: int | None = None
-    text_field: str | None = None
-    seed: int = 0
-    opset: int = DEFAULT_OPSET
-    provider: str = "auto"
-    threads: int = 1
-    latency_seconds: float = 10.0
-    split_fused: bool = False
-    task: str | None = None
-    dtype: str | None = None
-    trust_pt2: bool = False
-    trust_remote_code: bool = False
-
-    def refuse_contradictions(self) -> None:
-        """Returns if the options make sense together; what only a model can tell comes later.
-
-        Raises:
-            InputError: they do not.
-        """
-        given = [n for n in ("keep", "width", "plan") if getattr(self, n) is not None]
-        if len(given) != 1:
-            said = (
-                f"{' and '.join('--' + n for n in given)} exclude each other"
-                if given
-                else "nothing says how much remains"
-            )
-            raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
-        for name in ("keep", "width"):
-            if getattr(self, name) is not None:
-                check_share(getattr(self, name), name)
-        made = (
-            "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
-            "split_fused", "rounds", "schedule", "slope",
-        )  # fmt: skip
-        default = {f.name: f.default for f in fields(self)}
-        if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
-            names = ", ".join("--" + n.replace("_", "-") for n in idle)
-            raise InputError(
-                f"{names}: no effect on a plan that is made already", remedy="leave it out, or make a new plan"
-            )
-        if self.opset not in OPSETS:
-            raise InputError(f"opset {self.opset} is not supported", remedy=f"choose {OPSETS[0]} to {OPSETS[-1]}")
-        if self.threads < 1:
-            raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
-        if not 0 < self.latency_seconds < float("inf"):
-            raise InputError(f"--latency-seconds is {self.latency_seconds:g}", remedy="give a positive number")
-
-    def command(self, out: Path) -> str:
-        """The command line that says the same."""
-        words = ["fxslim", "slim", self.model]
-        for option in fields(self)[1:]:
-            value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
-            if value == option.default:
-                continue
-            if option.name in ("keep_fixed", "uncounted", "calibration") and isinstance(value, tuple):
-                words += [w for pattern in value for w in (flag, pattern)]
-            elif isinstance(value, bool):
-                words.append(flag)
-            else:
-                words += [flag, ",".join(value) if isinstance(value, tuple) else f"{value}"]
-        return shlex.join([*words, "-o", str(out)])
 
 
 @dataclass
@@ -229,31 +138,41 @@ def _work(
             source, options.evaluation or source.evaluation, window=options.window, text_field=options.text_field
         )
         _refuse_unscorable(source, evaluation)
-    with run.step("plan"):
-        plan, applied = _plan(options, analysis, calibration, run)
-        given, analysis = analysis, for_plan(analysis, plan)
-        plan.selection(analysis)  # refuses a plan of another model before anything costs time
-    with run.step("apply"):
-        if applied is None:
-            applied = apply_plan(given, plan, options.restore, calibration, run.watcher.progress)
-    with run.step("prove"):
-        proof = prove(applied.analysis, plan)
-    with run.step("evaluate"):
-        scores = None if evaluation is None else _scores(original, applied.program, evaluation, source)
+
+    def inputs_of(program: Program) -> Sequence[Tensor]:
+        return timed_inputs(original, program, evaluation or calibration, sizes)["slim"]
+
+    sizes = parse_sizes(options.sizes)
+    inputs_of(original)  # refuses sizes of other dimensions before anything costs time
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
         before, after = Path(scratch) / "original.onnx", directory / "model.onnx"
         with run.step("export"):
-            files = export_onnx(original, before, opset=options.opset), _export(applied, after, options.opset)
+            file = export_onnx(original, before, opset=options.opset)
+        with run.step("plan"):
+            wanted = _Wanted(options, analysis, calibration, run, before, inputs_of)
+            plan, applied, paced = _plan(wanted)
+            given, analysis = analysis, for_plan(analysis, plan)
+            plan.selection(analysis)  # refuses a plan of another model before anything costs time
+        with run.step("apply"):
+            if applied is None:
+                applied = apply_plan(given, plan, options.restore, calibration, run.watcher.progress)
+        with run.step("prove"):
+            proof = prove(applied.analysis, plan)
+        with run.step("evaluate"):
+            scores = None if evaluation is None else _scores(original, applied.program, evaluation, source)
+        with run.step("export slim"):
+            files = file, _export(applied, after, options.opset)
         with run.step("check"):
             check = check_onnx(
                 applied.program, after, original=original, provider=options.provider, seed=options.seed,
                 threads=options.threads,
             )  # fmt: skip
         with run.step("latency"):
-            latency, shapes = _latency(options, original, applied.program, before, after, evaluation or calibration)
+            inputs = {"original": inputs_of(original), "slim": inputs_of(applied.program)}
+            latency, shapes = _latency(options, original, inputs, before, after)
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
-        files, check, latency, shapes, run.seconds, source.notes,
+        files, check, latency, shapes, run.seconds, source.notes, paced,
     )  # fmt: skip
 
 
@@ -312,25 +231,47 @@ def _refuse_unscorable(source: Source, evaluation: Batches | None) -> None:
         )
 
 
-def _plan(
-    options: SlimOptions, analysis: Analysis, calibration: Batches | None, run: _Run
-) -> tuple[Plan, Applied | None]:
-    """A plan; one that is made here brings what it makes of the program along."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What a plan is made of."""
+
+    options: SlimOptions
+    analysis: Analysis
+    calibration: Batches | None
+    run: _Run
+    original: Path  # the ONNX file
+    inputs_of: Callable[[Program], Sequence[Tensor]]
+
+
+def _plan(wanted: _Wanted) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
+    """A plan; one that is made here brings what it makes of the program along, and one by latency how it was found."""
+    options, calibration, run = wanted.options, wanted.calibration, wanted.run
     if options.plan is not None:
-        return Plan.load(options.plan), None
+        return Plan.load(options.plan), None, None
     chosen = settings(
         options.method, importance=options.importance, budget=options.budget, restore=options.restore,
         rounds=options.rounds, data=calibration is not None, width=options.width is not None,
     )  # fmt: skip
-    wanted = chosen.options()
+    asked: dict[str, Any] = {
+        **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
+        "uncounted": options.uncounted, "inexact": options.inexact, "seed": options.seed,
+        "schedule": options.schedule, "slope": options.slope, "progress": run.watcher.progress,
+    }  # fmt: skip
     if options.groups is not None:
-        wanted["groups"] = options.groups
-    return compress(
-        analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore, calibration=calibration,
-        round_to=options.round_to, keep_fixed=options.keep_fixed, uncounted=options.uncounted, inexact=options.inexact,
-        seed=options.seed, schedule=options.schedule, slope=options.slope,
-        progress=run.watcher.progress, **wanted,
-    )  # fmt: skip
+        asked["groups"] = options.groups
+    if options.of != "latency":
+        plan, applied = compress(
+            wanted.analysis, options.keep, width=options.width, of=options.of, round_to=options.round_to, **asked
+        )
+        return plan, applied, None
+    assert options.keep is not None
+    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
+        work = LatencyPlans(
+            wanted.analysis, wanted.original, wanted.inputs_of, provider=options.provider, threads=options.threads,
+            scratch=Path(scratch), opset=options.opset,
+        )  # fmt: skip
+        paced = work.compress(options.keep, round_to=options.round_to, **asked)
+    return paced.plan, paced.applied, paced
 
 
 def _scores(original: Program, small: Program, evaluation: Batches, source: Source) -> tuple[Score, Score]:
@@ -347,24 +288,13 @@ def _scores(original: Program, small: Program, evaluation: Batches, source: Sour
 
 
 def _latency(
-    options: SlimOptions, original: Program, small: Program, before: Path, after: Path, data: Batches | None
+    options: SlimOptions, original: Program, inputs: dict[str, Sequence[Tensor]], before: Path, after: Path
 ) -> tuple[LatencyReport, dict[str, list[int]]]:
-    inputs = _timed_inputs(original, small, data)
     report = measure_latency(
         {"original": before, "slim": after}, inputs, provider=options.provider, threads=options.threads,
         seconds_budget=options.latency_seconds, seed=options.seed,
     )  # fmt: skip
     return report, {n: list(t.shape) for n, t in zip(original.input_names, inputs["original"], strict=True)}
-
-
-def _timed_inputs(original: Program, small: Program, data: Batches | None) -> dict[str, tuple[Tensor, ...]]:
-    """One row of real data where every input is a batch, else each program's example inputs (caches may differ)."""
-    batched = all(0 in original.dynamic.get(name, {}) for name in original.input_names)
-    if data is not None and batched:
-        row = tuple(t[:1].contiguous() for t in data.inputs[0])
-        with suppress(InputError):  # a cache that holds something has another width in each
-            return {"original": row, "slim": refitted_caches(small, row)}
-    return {"original": original.example_inputs, "slim": small.example_inputs}
 
 
 def _write(directory: Path, source: Source, found: Findings, report: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from fxslim.export import LatencyReport, OnnxCheck, OnnxFile
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.program import Program
+from fxslim.latency_plans import MeasuredPlan
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
 
@@ -51,15 +52,17 @@ class Findings:
     latency_shapes: dict[str, list[int]]
     seconds: dict[str, float]  # by step
     notes: tuple[str, ...] = ()
+    paced: MeasuredPlan | None = None  # where the plan was made by latency
 
 
 def make_report(found: Findings) -> dict[str, Any]:
-    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed."""
-    passed = found.proof.ok and found.check.ok
+    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed, and a
+    plan by latency made the model faster."""
+    failures = _failures(found)
     report = {
         "format": FORMAT,
-        "verdict": "ok" if passed else "FAILED",
-        "failures": _failures(found),
+        "verdict": "FAILED" if failures else "ok",
+        "failures": failures,
         "model": {"name": found.source, "task": found.task},
         "command": found.command,
         "costs": _costs(found),
@@ -68,7 +71,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "restoration": _restoration(found),
         "proof": proof_facts(found.proof),
         "parity": found.check.to_dict(),
-        "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes},
+        "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes, "plan": _paced(found)},
         "fixed": _fixed(found.analysis),
         "unknown_operators": found.analysis.unknown_ops,
         "plan": {"options": dict(found.plan.options), "notes": list(found.plan.notes)},
@@ -130,7 +133,20 @@ def _failures(found: Findings) -> list[str]:
     elif not found.proof.ok:
         first = f"proof: the slim program differs from the masked original by {found.proof.max_error:.1e} (relative)"
         failures.insert(0, f"{first}, {found.proof.tolerance:.0e} is allowed")
+    if found.paced is not None and not found.latency.faster:
+        failures.append(f"latency: no plan pays: the slim model is {found.latency.verdict}")
     return failures
+
+
+def _paced(found: Findings) -> dict[str, Any] | None:
+    """How a plan by latency was found: the share of the time that was asked for, and what each attempt took."""
+    if found.paced is None:
+        return None
+    return {
+        "keep": found.plan.options.get("keep"),
+        "multiple": found.paced.multiple,
+        "attempts": [asdict(a) for a in found.paced.attempts],
+    }
 
 
 def _costs(found: Findings) -> dict[str, list[int]]:

@@ -8,11 +8,14 @@ from typing import Literal
 
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.terms import Axis, Expr
+from fxslim.graph.errors import InputError
+from fxslim.graph.latency import Clock, TimeModel
 from fxslim.graph.program import bind_symbols
+from fxslim.graph.sizes import Counter
 
 __all__ = ["CostModel", "LowRank", "Target"]
 
-Target = Literal["params", "macs"]
+Target = Literal["params", "macs", "latency"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,15 @@ class LowRank:
 class CostModel:
     """Counts from shapes alone. Dynamic sizes have the values of the example inputs, data-dependent ones count as 1."""
 
-    def __init__(self, axes: Axes, uncounted: Container[str] = (), original: CostModel | None = None) -> None:
+    def __init__(
+        self, axes: Axes, uncounted: Container[str] = (), original: CostModel | None = None, clock: Clock | None = None
+    ) -> None:
         """The costs of the program that `axes` are of; weights named in `uncounted` cost no parameters. `original` is
-        what shares are taken of where the program was prepared: preparation may add weights."""
+        what shares are taken of where the program was prepared: preparation may add weights. Latency needs a clock."""
         self.original = original or self
-        self._symbols = bind_symbols(axes.program, axes.program.example_inputs)
-        self._numbers: dict[Axis, int] = {}
+        self._counter = Counter(bind_symbols(axes.program, axes.program.example_inputs))
+        self.clock = clock
+        self._times = None if clock is None else TimeModel(axes, clock)
         nodes = axes.program.weight_nodes()
         info = axes.program.info
         trainable = {name: axes.dims(node) for name, node in nodes.items() if info[name].trainable}
@@ -76,17 +82,45 @@ class CostModel:
     def of(
         self, target: Target, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None
     ) -> int:
-        """Parameters or MACs, under given counts of axes, and with the weights named in `ranks` as pairs."""
+        """Parameters, MACs or nanoseconds, under given counts of axes, and with the weights named in `ranks` as pairs.
+
+        Raises:
+            InputError: latency is asked for, and there is no clock.
+        """
+        if target == "latency":
+            return self.nanoseconds(counts, ranks)
         return self.params(counts, ranks) if target == "params" else self.macs(counts, ranks)
 
+    def nanoseconds(self, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None) -> int:
+        """The expected time of one run in ns, for the clock's inputs.
+
+        Raises:
+            InputError: there is no clock.
+        """
+        return round(self.times.nanoseconds(counts, ranks))
+
+    @property
+    def times(self) -> TimeModel:
+        """The times of the program's jobs.
+
+        Raises:
+            InputError: there is no clock.
+        """
+        if self._times is None:
+            raise InputError("latency is a matter of the machine", remedy="give a clock: fxslim.export.clock")
+        return self._times
+
     def whole(self, target: Target) -> int:
-        """What shares are taken of: the parameters or MACs of the program as it came."""
+        """What shares are taken of: the parameters, MACs or nanoseconds of the program as it came."""
         return self.original.of(target)
 
     def change(self, after: CostModel | None = None, counts: Mapping[Axis, int] | None = None) -> dict[str, list[int]]:
-        """Parameters, MACs and bytes: those of the program as it came, and of `after` (this one) under `counts`."""
+        """Parameters, MACs, bytes, and with a clock nanoseconds: those of the program as it came, and of `after` (this
+        one) under `counts`."""
         before, slim = self.original, after or self
+        time = {"latency": [before.nanoseconds(), slim.nanoseconds(counts)]} if slim.clock is not None else {}
         return {
+            **time,
             "params": [before.params(), slim.params(counts)],
             "macs": [before.macs(), slim.macs(counts)],
             "bytes": [before.bytes(), slim.bytes(counts)],
@@ -100,23 +134,5 @@ class CostModel:
     def _product(self, dims: tuple[Expr, ...], counts: Mapping[Axis, int] | None) -> int:
         total = 1
         for expr in dims:
-            total *= self._count(expr, counts or {})
+            total *= self._counter.number(expr, counts)
         return total
-
-    def _count(self, expr: Expr, counts: Mapping[Axis, int]) -> int:
-        """The size of a dimension as a number. Budgets ask for it many thousand times: no symbols are handled here
-        twice."""
-        total = 1
-        for factor in expr:
-            if isinstance(factor, Axis):
-                total *= counts[factor] if factor in counts else self._whole(factor)
-            else:
-                total *= sum(self._count(part, counts) for part in factor.parts)
-        return total
-
-    def _whole(self, axis: Axis) -> int:
-        """The size as a number; one that depends on the values of the data counts as 1."""
-        if axis not in self._numbers:
-            size = axis.size if isinstance(axis.size, int) else axis.size.subs(self._symbols)
-            self._numbers[axis] = int(size) if isinstance(size, int) or size.is_number else 1
-        return self._numbers[axis]

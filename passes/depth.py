@@ -10,6 +10,7 @@ from torch import Tensor
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
+from fxslim.graph.latency import Clock
 from fxslim.passes.budget import TOLERANCE, check_share
 from fxslim.passes.drop_branches import DropBranches, find_branches, influences
 from fxslim.passes.plan import Plan
@@ -20,7 +21,7 @@ __all__ = ["plan_depth"]
 
 def plan_depth(
     analysis: Analysis, keep: float | None, batches: Sequence[Sequence[Tensor]] | None, *, of: Target = "params",
-    uncounted: frozenset[str] = frozenset(),
+    uncounted: frozenset[str] = frozenset(), clock: Clock | None = None,
 ) -> tuple[Plan, Analysis]:  # fmt: skip
     """A plan that keeps at most the share `keep` by leaving residual branches out, and the analysis of what remains.
 
@@ -39,12 +40,12 @@ def plan_depth(
         raise InputError(f"depth needs {missing}", remedy="give `calibration=`" if not batches else "try --method best")
     found = influences(analysis.program, branches, batches)
     ranked = sorted(found, key=lambda name: found[name])
-    costs = CostModel(analysis.axes, uncounted)
-    count = _fewest(analysis, ranked, keep * costs.of(of), of, uncounted)
+    costs = CostModel(analysis.axes, uncounted, clock=clock)
+    count = _fewest(analysis, ranked, keep * costs.of(of), of, costs)
     if count is None:
         raise PlanError(f"keep={keep:g} of the {of} cannot be met by leaving branches out", remedy="ask for more")
     slim = _without(analysis, ranked[:count])
-    after = CostModel(slim.axes, uncounted)
+    after = CostModel(slim.axes, uncounted, clock=clock)
     notes = [f"{name} is left out: influence {found[name]:.4f}" for name in ranked[:count]]
     share = after.of(of) / costs.of(of)
     if share < keep - TOLERANCE:
@@ -54,16 +55,15 @@ def plan_depth(
     return Plan(program.fingerprint(), (), options, costs.change(after), tuple(notes), preparations_of(program)), slim
 
 
-def _fewest(
-    analysis: Analysis, ranked: Sequence[str], budget: float, of: Target, uncounted: frozenset[str]
-) -> int | None:
+def _fewest(analysis: Analysis, ranked: Sequence[str], budget: float, of: Target, costs: CostModel) -> int | None:
     """How many of the branches have to go, None where all are not enough."""
     low, high = 0, len(ranked) + 1
     while low < high:
         middle = (low + high) // 2
         if middle > len(ranked):
             return None
-        fits = CostModel(_without(analysis, ranked[:middle]).axes, uncounted).of(of) <= budget
+        slim = _without(analysis, ranked[:middle])
+        fits = CostModel(slim.axes, costs.uncounted, clock=costs.clock).of(of) <= budget
         low, high = (low, middle) if fits else (middle + 1, high)
     return low if low <= len(ranked) else None
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import Target
 from fxslim.graph.errors import InputError
+from fxslim.graph.latency import Clock
 from fxslim.passes.budget import BUDGETS, Budget
 from fxslim.passes.importance import IMPORTANCES, Importance
 from fxslim.passes.pairs import METRICS, Metric
@@ -40,7 +41,8 @@ class PlanOptions(Choices, total=False):
     """What a plan may be asked for, besides the share that remains and the data."""
 
     width: float | None  # instead of `keep`: the share of positions that every chosen group keeps
-    of: Target  # what `keep` is a share of: "params" (default) or "macs"
+    of: Target  # what `keep` is a share of: "params" (default), "macs", or "latency", which needs a clock
+    clock: Clock | None  # knows how long operators take where the model is to run (`fxslim.export.clock`)
     round_to: int  # counts are multiples of this: 1 by default
     keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
     uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
@@ -69,7 +71,7 @@ def check_options(options: PlanOptions) -> None:
     Raises:
         InputError: else.
     """
-    _known("target", options.get("of", "params"), ("params", "macs"))
+    _known("target", options.get("of", "params"), ("params", "macs", "latency"))
     _known("importance", options.get("importance", "magnitude"), IMPORTANCES)
     _known("budget", options.get("budget", "uniform"), BUDGETS)
     _known("metric", options.get("metric"), (None, *METRICS))
@@ -81,11 +83,29 @@ def check_options(options: PlanOptions) -> None:
             "ranks are weighed against other cuts by a global budget",
             remedy="give budget='global', or metric= for ranks alone",
         )
+    _check_clock(dict(options))
     _check_rounds(dict(options))
     _check_slope(dict(options))
     kind = next((kind for kind in _IDLE if options.get(kind)), None)
     if kind is not None:
         _refuse_idle(kind, dict(options))
+
+
+def _check_clock(options: Mapping[str, Any]) -> None:
+    """Returns if what is asked for by latency has a clock, and can be told by one.
+
+    Raises:
+        InputError: else.
+    """
+    if options.get("of", "params") != "latency":
+        return
+    if options.get("clock") is None:
+        raise InputError(
+            "latency is a matter of the machine that the model runs on, and there is no clock of one",
+            remedy="use `fxslim slim --of latency`, or give clock=fxslim.export.measure_clock(...)",
+        )
+    if kind := next((kind for kind in ("metric", "share") if options.get(kind)), None):
+        raise InputError(f"of latency: no effect where {_DONE[kind]}", remedy="give --of params, or --method best")
 
 
 def _check_rounds(options: Mapping[str, Any]) -> None:

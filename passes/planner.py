@@ -63,7 +63,8 @@ def plan_and_restore(
     if options.get("depth") or options.get("share"):
         of, left = options.get("of", "params"), uncounted_names(analysis, patterns(options.get("uncounted", ())) or [])
         if options.get("depth"):
-            return Planned(*plan_depth(analysis, keep, calibration, of=of, uncounted=left), None)
+            clock = options.get("clock") if of == "latency" else None
+            return Planned(*plan_depth(analysis, keep, calibration, of=of, uncounted=left, clock=clock), None)
         progress = options.get("progress")
         return Planned(*plan_sharing(analysis, keep, calibration, of=of, uncounted=left, progress=progress), None)
     if options.get("streams"):

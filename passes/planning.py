@@ -65,8 +65,12 @@ class Planning:
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
         self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
         self.uncounted = patterns(options.get("uncounted", ())) or []
-        before = None if original is None else CostModel(original.axes, uncounted_names(original, self.uncounted))
-        self.costs = CostModel(analysis.axes, uncounted_names(analysis, self.uncounted, original), before)
+        self.clock = options.get("clock") if self.of == "latency" else None
+        before = None
+        if original is not None:
+            before = CostModel(original.axes, uncounted_names(original, self.uncounted), clock=self.clock)
+        outside = uncounted_names(analysis, self.uncounted, original)
+        self.costs = CostModel(analysis.axes, outside, before, self.clock)
         self._check()
         self.chosen, self.notes = choose_groups(
             analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact
@@ -257,7 +261,7 @@ class Planning:
         first = {s.group.name: leading(s.group, sized.number[s.group.name]) for s in sized.subspaces}
         masks, restoration = self._choose(analysis, batches, groups, sized.number, {**first, **sized.masks})
         cuts = tuple(Cut.from_mask(g, masks[n], subspace=n in first) for n, g in groups.items())
-        costs = CostModel(opened.axes, self.costs.uncounted) if self.ranks else self.costs
+        costs = CostModel(opened.axes, self.costs.uncounted, clock=self.clock) if self.ranks else self.costs
         remaining = {opened.group(name).axis: count for name, count in sized.number.items()}
         plan = Plan(
             opened.program.fingerprint(), cuts, self.options(), self.costs.change(costs, remaining),

@@ -1,0 +1,135 @@
+"""A clock of the operators: what matrix products, convolutions, attention and the rest take on an execution provider,
+at the sizes that a plan may leave, measured on small models of one operator."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fxslim.export.latency import Inputs, run_times
+from fxslim.export.operators import operator_model
+from fxslim.export.providers import create_session, onnxruntime, resolve_provider
+from fxslim.graph.axes.analysis import Axes
+from fxslim.graph.errors import CheckError
+from fxslim.graph.jobs import Job
+from fxslim.graph.latency import TimeModel
+
+__all__ = ["OperatorClock", "measure_clock"]
+
+_LEVELS = 8  # sizes along a dimension that are measured, in equal steps; between them times are interpolated
+_LEAST_RUNS, _MOST_RUNS, _SECONDS = 4, 40, 0.006
+_SPREAD = 3.0  # how much longer than alone pointwise operators may take inside a model; what is beyond is fixed
+
+
+class OperatorClock:
+    """Times of single operators in ns, measured when they are first asked for. `table` holds those that are known, by a
+    description of the operator; new ones are added to it."""
+
+    def __init__(self, inputs: Inputs, provider: str, threads: int, table: dict[str, float] | None = None) -> None:
+        self.inputs: Sequence[Tensor] = inputs
+        self.provider, self.threads = resolve_provider(provider), threads
+        self.table = {} if table is None else table
+        self.unit = 1  # sizes that are measured are multiples of it
+        self.fixed = 0.0
+        self.scales = {"pointwise": 1.0, "heavy": 1.0}
+        self._overhead: float | None = None
+
+    def nanoseconds(self, job: Job, whole: tuple[int, ...], sizes: tuple[int, ...]) -> float:
+        """The time of a job at these sizes, in ns: between the sizes that are measured, interpolated along each."""
+        corners = [_bracket(n, size, self.unit) for n, size in zip(whole, sizes, strict=True)]
+        total = 0.0
+        for corner in itertools.product(*corners):
+            weight = 1.0
+            for _, share in corner:
+                weight *= share
+            if weight:
+                total += weight * self.measured(job, tuple(size for size, _ in corner))
+        return total * self.scales["pointwise" if job.kind == "pointwise" else "heavy"]
+
+    def measured(self, job: Job, sizes: tuple[int, ...]) -> float:
+        """The time of one operator in ns, alone in a session, without what any session takes."""
+        key = f"{job.kind} {job.about} {sizes}"
+        if key not in self.table:
+            self.table[key] = max(0.0, self._run(job, sizes) - self.overhead)
+        return self.table[key]
+
+    @property
+    def overhead(self) -> float:
+        """What a run takes that does next to nothing, in ns."""
+        if self._overhead is None:
+            self._overhead = self._run(Job("", "pointwise", ("Add",), ()), (1,))
+        return self._overhead
+
+    def calibrate(self, model: TimeModel, nanoseconds: float) -> None:
+        """Makes the sum over the jobs of a model what the whole model was measured to take: within reason by what
+        pointwise operators take inside it, the rest as a part that is fixed."""
+        self.scales, self.fixed = {"pointwise": 1.0, "heavy": 1.0}, 0.0
+        light = sum(self.nanoseconds(j, n, n) for j, n in model.whole() if j.kind == "pointwise")
+        heavy = model.nanoseconds(None, None) - light
+        if heavy + light <= 0:
+            raise CheckError("no operator of the model takes any time", remedy="give larger inputs")
+        if heavy >= nanoseconds or not light:
+            share = min(1.0, nanoseconds / (heavy + light))
+            self.scales = {"pointwise": share, "heavy": share}
+        else:
+            self.scales["pointwise"] = min(_SPREAD, (nanoseconds - heavy) / light)
+        self.fixed = max(0.0, nanoseconds - heavy * self.scales["heavy"] - light * self.scales["pointwise"])
+
+    def _run(self, job: Job, sizes: tuple[int, ...]) -> float:
+        """The shortest of several runs, in ns: whatever else happens on the machine only adds."""
+        model, feeds = operator_model(job, sizes)
+        session = create_session(
+            model, self.provider, threads=self.threads, strict_float32=False, denormals_as_zero=True, spinning=False
+        )
+        binding = _bound(session, feeds, self.provider)
+        session.run_with_iobinding(binding)
+        times: list[float] = []
+        start = time.perf_counter()
+        while len(times) < _LEAST_RUNS or (time.perf_counter() - start < _SECONDS and len(times) < _MOST_RUNS):
+            before = time.perf_counter()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            times.append(time.perf_counter() - before)
+        return 1e9 * min(times)
+
+
+def measure_clock(
+    axes: Axes, path: str | Path, inputs: Inputs, *, provider: str = "auto", threads: int = 1,
+    table: dict[str, float] | None = None,
+) -> OperatorClock:  # fmt: skip
+    """The clock of a machine for the program that `axes` are of: the sum of its operators' times is what the ONNX file
+    `path` takes with these flat inputs.
+
+    Raises:
+        CheckError: the file or an operator does not run on the provider.
+    """
+    clock = OperatorClock(inputs, provider, threads, table)
+    clock.calibrate(TimeModel(axes, clock), 1e9 * min(run_times(path, inputs, clock.provider, threads)))
+    return clock
+
+
+def _bracket(whole: int, size: int, unit: int) -> tuple[tuple[int, float], tuple[int, float]]:
+    """The measured sizes around one, each with its share in the interpolation."""
+    if size >= whole:
+        return (whole, 1.0), (whole, 0.0)
+    unit = unit if whole >= _LEVELS * unit else 1
+    levels = sorted({1, whole, *(max(1, round(whole * i / _LEVELS / unit) * unit) for i in range(1, _LEVELS))})
+    upper = next(level for level in levels if level >= size)
+    lower = max((level for level in levels if level <= size), default=upper)
+    share = 1.0 if upper == lower else (size - lower) / (upper - lower)
+    return (upper, share), (lower, 1.0 - share)
+
+
+def _bound(session: Any, feeds: dict[str, Any], provider: str) -> Any:
+    device = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, onnxruntime().OrtValue.ortvalue_from_numpy(array, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+    return binding

@@ -1,0 +1,110 @@
+"""What `fxslim slim` may be asked for, and what of it makes sense together."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from fxslim.export import DEFAULT_OPSET, OPSETS
+from fxslim.graph.errors import InputError
+from fxslim.passes.budget import Budget, check_share
+from fxslim.passes.importance import Importance
+from fxslim.passes.methods import Restore
+from fxslim.passes.rank_schedule import SLOPE
+from fxslim.passes.rounds import Schedule
+from fxslim.timing import parse_sizes
+
+__all__ = ["SlimOptions"]
+
+
+@dataclass(frozen=True)
+class SlimOptions:
+    """What `fxslim slim` was asked for. None means: the default that fits the model."""
+
+    model: str
+    keep: float | None = None
+    width: float | None = None
+    of: Literal["params", "macs", "latency"] = "params"
+    method: str | None = None
+    importance: Importance | None = None
+    budget: Budget | None = None
+    rounds: int | None = None
+    schedule: Schedule = "geometric"
+    slope: float = SLOPE
+    calibration: str | tuple[str, ...] | None = None  # several, or one with a weight: see `Mixture.parse`
+    evaluation: str | None = None
+    restore: Restore | None = None
+    groups: tuple[str, ...] | None = None
+    keep_fixed: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    inexact: bool = False
+    round_to: int = 1
+    plan: str | None = None
+    samples: int | None = None
+    window: int | None = None
+    text_field: str | None = None
+    seed: int = 0
+    opset: int = DEFAULT_OPSET
+    provider: str = "auto"
+    threads: int = 1
+    latency_seconds: float = 10.0
+    sizes: str | None = None
+    split_fused: bool = False
+    task: str | None = None
+    dtype: str | None = None
+    trust_pt2: bool = False
+    trust_remote_code: bool = False
+
+    def refuse_contradictions(self) -> None:
+        """Returns if the options make sense together; what only a model can tell comes later.
+
+        Raises:
+            InputError: they do not.
+        """
+        given = [n for n in ("keep", "width", "plan") if getattr(self, n) is not None]
+        if len(given) != 1:
+            said = (
+                f"{' and '.join('--' + n for n in given)} exclude each other"
+                if given
+                else "nothing says how much remains"
+            )
+            raise InputError(said, remedy="give one of --keep 0.7, --width 0.7 and --plan plan.json")
+        for name in ("keep", "width"):
+            if getattr(self, name) is not None:
+                check_share(getattr(self, name), name)
+        made = (
+            "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
+            "split_fused", "rounds", "schedule", "slope",
+        )  # fmt: skip
+        default = {f.name: f.default for f in fields(self)}
+        if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
+            names = ", ".join("--" + n.replace("_", "-") for n in idle)
+            raise InputError(
+                f"{names}: no effect on a plan that is made already", remedy="leave it out, or make a new plan"
+            )
+        if self.opset not in OPSETS:
+            raise InputError(f"opset {self.opset} is not supported", remedy=f"choose {OPSETS[0]} to {OPSETS[-1]}")
+        parse_sizes(self.sizes)
+        if self.of == "latency" and self.width is not None:
+            raise InputError("--width has no share of the latency", remedy="give --keep 0.7 with --of latency")
+        if self.threads < 1:
+            raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
+        if not 0 < self.latency_seconds < float("inf"):
+            raise InputError(f"--latency-seconds is {self.latency_seconds:g}", remedy="give a positive number")
+
+    def command(self, out: Path) -> str:
+        """The command line that says the same."""
+        words = ["fxslim", "slim", self.model]
+        for option in fields(self)[1:]:
+            value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
+            if value == option.default:
+                continue
+            if option.name in ("keep_fixed", "uncounted", "calibration") and isinstance(value, tuple):
+                words += [w for pattern in value for w in (flag, pattern)]
+            elif isinstance(value, bool):
+                words.append(flag)
+            else:
+                words += [flag, ",".join(value) if isinstance(value, tuple) else f"{value}"]
+        return shlex.join([*words, "-o", str(out)])

@@ -1,0 +1,129 @@
+"""The clock: models of single operators against PyTorch, and sums that are what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxslim.export.clock import OperatorClock, measure_clock
+from fxslim.export.operators import operator_model
+from fxslim.export.providers import create_session, resolve_provider
+from fxslim.export.to_onnx import export_onnx
+from fxslim.graph.axes.groups import analyze
+from fxslim.graph.capture import capture
+from fxslim.graph.errors import CheckError
+from fxslim.graph.jobs import Job
+from fxslim.graph.latency import TimeModel
+
+CONV = (2, False, (2, 1), (1, 0), (1, 1))
+LINEAR = Job("linear", "matmul", (True,), ())
+
+
+def run(job: Job, sizes: tuple[int, ...]) -> tuple[dict[str, Any], Any]:
+    model, feeds = operator_model(job, sizes)
+    return feeds, create_session(model, resolve_provider("cpu"), threads=1).run(None, feeds)[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "sizes", "shape"),
+    [
+        (LINEAR, (1, 5, 7, 3), (5, 3)),
+        (LINEAR, (2, 5, 7, 3), (2, 5, 3)),
+        (Job("bmm", "matmul", (False,), ()), (4, 5, 7, 3), (4, 5, 3)),
+        (Job("sdpa", "attention", (True,), ()), (4, 5, 6, 8, 3), (4, 5, 3)),
+        (Job("sdpa", "attention", (False,), ()), (4, 5, 6, 8, 3), (4, 5, 3)),
+        (Job("conv", "conv", CONV, ()), (2, 3, 4, 2, 9, 8, 3, 1), (2, 8, 5, 8)),
+        (Job("conv", "conv", (1, False, (1,), "same", (1,)), ()), (2, 3, 4, 1, 9, 3), (2, 4, 9)),
+        (Job("up", "conv", (2, True, (2, 2), (0, 0), (1, 1)), ()), (2, 3, 4, 1, 5, 5, 2, 2), (2, 4, 10, 10)),
+        (Job("einsum", "product", (), ()), (8192,), (2, 64)),
+        (Job("gelu", "pointwise", ("Gelu",), ()), (1000,), (4, 256)),
+        (Job("norm", "pointwise", ("LayerNormalization",), ()), (30,), (1, 30)),
+    ],
+)
+def test_every_kind_of_operator_runs_at_its_sizes(job: Job, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    _, result = run(job, sizes)
+    assert result.shape == shape
+
+
+def test_a_masked_attention_that_sees_nothing_gives_zero_as_the_exporter_has_it() -> None:
+    job = Job("sdpa", "attention", (True,), ())
+    model, feeds = operator_model(job, (1, 2, 3, 4, 5))
+    feeds["mask"][0, 0] = float("-inf")
+    (result,) = create_session(model, resolve_provider("cpu"), threads=1).run(None, feeds)
+    assert (result[0, 0] == 0).all()
+    assert (result[0, 1] != 0).all()
+
+
+class Table(OperatorClock):
+    """A clock whose operators take as many ns as they have elements or products, plus 100."""
+
+    def __init__(self) -> None:
+        super().__init__((), "cpu", 1)
+        self.asked: set[tuple[int, ...]] = set()
+
+    def _run(self, job: Job, sizes: tuple[int, ...]) -> float:
+        self.asked.add(sizes)
+        total = 1.0
+        for size in sizes:
+            total *= size
+        return 100.0 + total - (job.node == "")  # the empty model does nothing
+
+    @property
+    def overhead(self) -> float:
+        return 100.0
+
+
+def test_times_between_measured_sizes_are_interpolated_and_few_are_measured() -> None:
+    clock, whole = Table(), (1, 8, 64, 80)
+    for k in range(1, 65):
+        for n in range(1, 81):
+            assert clock.nanoseconds(LINEAR, whole, (1, 8, k, n)) == pytest.approx(8 * k * n)
+    assert len(clock.asked) <= 10 * 10
+
+
+def test_measured_sizes_fall_on_the_unit() -> None:
+    clock = Table()
+    clock.unit = 16
+    clock.nanoseconds(LINEAR, (1, 1, 512, 200), (1, 1, 100, 70))
+    assert {s[2] % 16 for s in clock.asked} == {0}
+    assert {s[3] % 16 for s in clock.asked} == {0}
+
+
+@pytest.mark.parametrize("measured", [0.5, 1.5, 20.0])
+def test_calibrated_jobs_sum_to_what_was_measured(measured: float) -> None:
+    module = nn.Sequential(nn.Linear(6, 50), nn.GELU(), nn.Linear(50, 4))
+    axes = analyze(capture(module, (torch.randn(2, 6),))).axes
+    clock = Table()
+    clock.inputs = (torch.randn(2, 6),)
+    model = TimeModel(axes, clock)
+    alone = model.nanoseconds(None, None)
+    clock.calibrate(model, measured * alone)
+    assert TimeModel(axes, clock).nanoseconds(None, None) == pytest.approx(measured * alone)
+    assert clock.scales["pointwise"] <= 3.0  # the rest is fixed: nothing that a plan could save
+
+
+def test_a_model_without_work_cannot_be_calibrated() -> None:
+    axes = analyze(capture(nn.Flatten(), (torch.randn(2, 6),))).axes
+    clock = Table()
+    clock.inputs = (torch.randn(2, 6),)
+    with pytest.raises(CheckError, match="no operator of the model takes any time"):
+        clock.calibrate(TimeModel(axes, clock), 1.0)
+
+
+def test_the_clock_of_this_machine_says_that_less_work_takes_less_time(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 512))
+    inputs = (torch.randn(64, 512),)
+    program = capture(module, inputs)
+    axes = analyze(program).axes
+    export_onnx(program, tmp_path / "m.onnx")
+    table: dict[str, float] = {}
+    clock = measure_clock(axes, tmp_path / "m.onnx", inputs, provider="cpu", threads=1, table=table)
+    whole = (1, 64, 512, 2048)
+    assert clock.nanoseconds(LINEAR, whole, (1, 64, 512, 256)) < 0.6 * clock.nanoseconds(LINEAR, whole, whole)
+    assert any(key.startswith("matmul") for key in table)
+    known = OperatorClock(inputs, "cpu", 1, dict.fromkeys(table, 7.0))
+    assert known.nanoseconds(LINEAR, whole, whole) == 7.0  # a table that is known is not measured again

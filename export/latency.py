@@ -52,6 +52,7 @@ class LatencyReport:
     rounds: int
     seconds: float
     denormals_as_zero: bool = True
+    rebuild_ratios: tuple[float, ...] = ()  # of each pair of sessions
 
     @property
     def faster(self) -> bool:
@@ -133,12 +134,13 @@ def measure_latency(
     threads: int = 1,
     seconds_budget: float = 30.0,
     seed: int = 0,
+    rebuilds: int = _REBUILDS,
 ) -> LatencyReport:
     """Whether the second of two models, `{"original": path, "slim": path}`, is faster than the first.
 
     `inputs` are the flat inputs of both models, or of each by its name. Sessions of both, and a second one of the first
-    as a control, run by turns in random order and are rebuilt a few times; the statistic is the median of log ratios.
-    The budget is what is aimed at: a slow model takes longer, since each must run a few times.
+    as a control, run by turns in random order and are rebuilt `rebuilds` times; the statistic is the median of log
+    ratios. The budget is what is aimed at: a slow model takes longer, since each must run a few times.
 
     Raises:
         InputError: not two models, or inputs that do not fit.
@@ -150,12 +152,12 @@ def measure_latency(
     roles = {baseline: baseline, candidate: candidate, _CONTROL: baseline}
     order, start = random.Random(seed), time.perf_counter()
     rounds: list[list[dict[str, float]]] = []
-    for i in range(_REBUILDS):
+    for i in range(rebuilds):
         try:
             runners = {
                 role: _Runner(Path(models[name]), given[name], ort_provider, threads) for role, name in roles.items()
             }
-            until = start + seconds_budget * (i + 1) / _REBUILDS
+            until = start + seconds_budget * (i + 1) / rebuilds
             rounds.append(_measure(runners, until, order))
         except (CheckError, InputError):
             raise
@@ -163,12 +165,13 @@ def measure_latency(
             reason = " ".join(str(error).split())[:300]
             raise CheckError(f"a model does not run on {provider_name(ort_provider)}: {reason}") from error
     flat = [row for part in rounds for row in part]
+    spread = (statistics.median(r[baseline] / r[candidate] for r in part) for part in rounds)
     return LatencyReport(
         baseline, candidate,
         {name: 1e3 * statistics.median(row[name] for row in flat) for name in (baseline, candidate)},
         bootstrap_ratio([[(r[baseline], r[candidate]) for r in part] for part in rounds], seed),
         bootstrap_ratio([[(r[baseline], r[_CONTROL]) for r in part] for part in rounds], seed),
-        provider_name(ort_provider), threads, len(flat), time.perf_counter() - start,
+        provider_name(ort_provider), threads, len(flat), time.perf_counter() - start, rebuild_ratios=tuple(spread),
     )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def _work(
             latency, shapes = _latency(options, original, inputs, before, after)
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
-        files, check, latency, shapes, run.seconds, source.notes, paced,
+        files, check, latency, shapes, run.seconds, source.notes, {"form": options.task, "dtype": options.dtype}, paced,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -52,6 +52,7 @@ class Findings:
     latency_shapes: dict[str, list[int]]
     seconds: dict[str, float]  # by step
     notes: tuple[str, ...] = ()
+    opened: dict[str, str | None] = field(default_factory=dict)  # how it was opened: its form (a task), its type
     paced: MeasuredPlan | None = None  # where the plan was made by latency
 
 
@@ -63,7 +64,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "format": FORMAT,
         "verdict": "FAILED" if failures else "ok",
         "failures": failures,
-        "model": {"name": found.source, "task": found.task},
+        "model": {"name": found.source, "task": found.task, **found.opened},
         "command": found.command,
         "costs": _costs(found),
         "quality": _quality(found),

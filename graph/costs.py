@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.terms import Axis, Expr
@@ -30,12 +32,14 @@ class CostModel:
     """Counts from shapes alone. Dynamic sizes have the values of the example inputs, data-dependent ones count as 1."""
 
     def __init__(
-        self, axes: Axes, uncounted: Container[str] = (), original: CostModel | None = None, clock: Clock | None = None
-    ) -> None:
+        self, axes: Axes, uncounted: Container[str] = (), original: CostModel | None = None, clock: Clock | None = None,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """The costs of the program that `axes` are of; weights named in `uncounted` cost no parameters. `original` is
-        what shares are taken of where the program was prepared: preparation may add weights. Latency needs a clock."""
+        what shares are taken of where the program was prepared: preparation may add weights. Latency needs a clock.
+        Dynamic sizes are those of flat `inputs`, by default the example's."""
         self.original = original or self
-        self._counter = Counter(bind_symbols(axes.program, axes.program.example_inputs))
+        self._counter = Counter(bind_symbols(axes.program, inputs or axes.program.example_inputs))
         self.clock = clock
         self._times = None if clock is None else TimeModel(axes, clock)
         nodes = axes.program.weight_nodes()

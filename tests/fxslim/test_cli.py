@@ -338,7 +338,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["slim", "groups", "explain", "plan", "apply", "prove", "export", "check", "doctor"]
+    "command", ["slim", "groups", "explain", "plan", "apply", "prove", "export", "check", "bench", "doctor"]
 )
 def test_help_has_examples(command: str) -> None:
     result = run(command, "--help")

@@ -20,7 +20,7 @@ from fxslim.export.clock import OperatorClock, measure_clock
 from fxslim.export.latency import run_times
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.terms import Axis
-from fxslim.graph.costs import CostModel
+from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import PlanError
 from fxslim.graph.program import Program
 from fxslim.operator_times import OperatorTimes
@@ -79,9 +79,12 @@ class LatencyPlans:
             analysis.axes, original, self.inputs, provider=self.provider, threads=threads, table=self.times.table
         )
 
-    def compress(self, keep: float, *, round_to: int = 1, **options: Any) -> MeasuredPlan:
+    def compress(
+        self, keep: float, *, round_to: int = 1, of: Target = "latency", **options: Any
+    ) -> MeasuredPlan:  # fmt: skip
         """The plan whose model takes at most the share `keep` of the time, as near as can be found in a few attempts;
-        options are those of `fxslim.compress`. `round_to` 1 stands for the multiple that was measured to pay.
+        options are those of `fxslim.compress`. `round_to` 1 stands for the multiple that was measured to pay; with `of`
+        parameters or MACs these are what is divided, and the time alone decides how much of them.
 
         Raises:
             InputError, PlanError, VerifyError: as `compress` does.
@@ -93,7 +96,7 @@ class LatencyPlans:
         while len(found) < _ATTEMPTS:
             try:
                 plan, applied = compress(
-                    self.analysis, target, of="latency", clock=self.clock, round_to=multiple, surveys=surveys, **options
+                    self.analysis, target, of=of, clock=self.clock, round_to=multiple, surveys=surveys, **options
                 )
             except PlanError:
                 if not found:

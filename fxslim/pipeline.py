@@ -170,9 +170,10 @@ def _work(
         with run.step("latency"):
             inputs = {"original": inputs_of(original), "slim": inputs_of(applied.program)}
             latency, shapes = _latency(options, original, inputs, before, after)
+    opened = {"form": options.task, "dtype": options.dtype}
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
-        files, check, latency, shapes, run.seconds, source.notes, {"form": options.task, "dtype": options.dtype}, paced,
+        files, check, latency, shapes, run.seconds, source.notes, options.provider, opened, paced,
     )  # fmt: skip
 
 

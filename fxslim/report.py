@@ -15,7 +15,7 @@ from fxslim.api import Applied
 from fxslim.calibration import data_facts, restoration_facts
 from fxslim.data import Batches
 from fxslim.evaluate import Score
-from fxslim.export import LatencyReport, OnnxCheck, OnnxFile
+from fxslim.export import LatencyReport, OnnxCheck, OnnxFile, available_providers
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.program import Program
@@ -52,6 +52,7 @@ class Findings:
     latency_shapes: dict[str, list[int]]
     seconds: dict[str, float]  # by step
     notes: tuple[str, ...] = ()
+    provider: str = "auto"  # as it was asked for
     opened: dict[str, str | None] = field(default_factory=dict)  # how it was opened: its form (a task), its type
     paced: MeasuredPlan | None = None  # where the plan was made by latency
 
@@ -71,6 +72,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "groups": _groups(found),
         "restoration": _restoration(found),
         "proof": proof_facts(found.proof),
+        "provider": _provider(found),
         "parity": found.check.to_dict(),
         "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes, "plan": _paced(found)},
         "fixed": _fixed(found.analysis),
@@ -137,6 +139,13 @@ def _failures(found: Findings) -> list[str]:
     if found.paced is not None and not found.latency.faster:
         failures.append(f"latency: no plan pays: the slim model is {found.latency.verdict}")
     return failures
+
+
+def _provider(found: Findings) -> dict[str, Any]:
+    """Where the model was checked and timed, what was asked for, and how float32 is computed there."""
+    used = found.check.provider
+    tf32 = {"check": "off", "latency": "on"} if used in ("cuda", "tensorrt") else None
+    return {"asked": found.provider, "used": used, "available": list(available_providers()), "tf32": tf32}
 
 
 def _paced(found: Findings) -> dict[str, Any] | None:

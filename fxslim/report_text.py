@@ -30,7 +30,7 @@ def headline(report: dict[str, Any]) -> list[str]:
 def render(report: dict[str, Any]) -> str:
     """The whole report as Markdown."""
     sections = [
-        [f"# {report['model']['name']}: {report['verdict']}"],
+        [f"# {report['model']['name']}: {report['verdict']} on {_where(report['provider'])}"],
         [f"- {line}" for line in headline(report)],
         _bullets("Failures", report["failures"]),
         _costs(report["costs"]),
@@ -46,6 +46,16 @@ def render(report: dict[str, Any]) -> str:
         _origin(report),
     ]
     return "\n\n".join("\n".join(s) for s in sections if s) + "\n"
+
+
+def _where(provider: dict[str, Any]) -> str:
+    """The execution provider; that it is the CPU for want of another is said where nobody asked for it."""
+    used: str = provider["used"]
+    if provider["asked"] == "auto" and used == "cpu":
+        return "cpu: no other execution provider works here"
+    if provider["tf32"]:
+        return f"{used} (TF32 {provider['tf32']['check']} in the check, {provider['tf32']['latency']} in the timing)"
+    return used
 
 
 def _smaller(pair: Sequence[int], what: str) -> str:

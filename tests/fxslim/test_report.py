@@ -27,7 +27,7 @@ def test_the_text_is_made_from_the_json_alone(report: dict[str, Any]) -> None:
 
 def test_the_verdict_comes_first(report: dict[str, Any]) -> None:
     lines = render(report).splitlines()
-    assert lines[0] == f"# {CLASSIFIER}: ok"
+    assert lines[0] == f"# {CLASSIFIER}: ok on cpu: no other execution provider works here"
     assert "fewer parameters" in lines[2] and "on cpu, 1 thread" in lines[3] and "accuracy" in lines[4]
     assert "proven equal" in lines[5] and "ONNX file computes" in lines[6]
 

@@ -139,8 +139,10 @@ def norm_heads(e: Emitter, x: Value) -> Value:
 
 @layer("tokens", features="norm")
 def norm_channels_first(e: Emitter, x: Value) -> Value:
-    groups = e.pick("groups", [g for g in (1, 2, 3) if x.width % g == 0])
-    how = e.pick("how", (f"BatchNorm1d({x.width})", f"GroupNorm({groups}, {x.width})"))
+    # PyTorch refuses to normalise single values, which groups of one channel are at one token and one row.
+    groups = [g for g in (1, 2, 3) if x.width % g == 0 and x.width > g]
+    hows = [f"BatchNorm1d({x.width})", *([f"GroupNorm({e.pick('groups', groups)}, {x.width})"] if groups else [])]
+    how = e.pick("how", hows)
     return x.now(e.let(f"{e.module('norm', f'nn.{how}')}({x.code}.transpose(1, 2)).transpose(1, 2)"))
 
 

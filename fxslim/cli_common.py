@@ -144,7 +144,7 @@ SplitFused = Annotated[
         help="First split projections that compute q, k and v in one product, so that V alone can be cut.",
     ),
 ]
-Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
+Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (fxslim doctor lists them).")]
 Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session.")]
 TaskName = Annotated[

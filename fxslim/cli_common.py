@@ -156,6 +156,22 @@ TaskName = Annotated[
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="Load the weights as this type, such as float32.")]
+OnnxDtype = Annotated[
+    Literal["float16", "bfloat16"] | None,
+    typer.Option(
+        "--onnx-dtype",
+        help="The ONNX file in this type, with float32 where it is needed; slim writes it beside the float32 one.",
+        show_default=False,
+    ),
+]
+Quantize = Annotated[
+    Literal["dynamic", "static"] | None,
+    typer.Option(
+        "--quantize",
+        help="Also write model_quantized.onnx with 8-bit weights; static takes ranges from the calibration data.",
+        show_default=False,
+    ),
+]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
 ]

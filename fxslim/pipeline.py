@@ -27,6 +27,7 @@ from fxslim.export import (
     measure_latency,
     resolve_provider,
 )
+from fxslim.export.quantize import Quantization
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.caches import refitted_caches
 from fxslim.graph.errors import CheckError, InputError
@@ -45,6 +46,7 @@ from fxslim.passes.share_branches import before_sharing
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
 from fxslim.sources import Source
+from fxslim.variants import Serving, make_variant, refuse_static
 
 __all__ = [
     "SlimOptions",
@@ -113,6 +115,8 @@ class SlimOptions:
     split_fused: bool = False
     task: str | None = None
     dtype: str | None = None
+    onnx_dtype: Literal["float16", "bfloat16"] | None = None
+    quantize: Quantization | None = None
     trust_pt2: bool = False
     trust_remote_code: bool = False
 
@@ -145,6 +149,10 @@ class SlimOptions:
             )
         if self.opset not in OPSETS:
             raise InputError(f"opset {self.opset} is not supported", remedy=f"choose {OPSETS[0]} to {OPSETS[-1]}")
+        for name, allowed in (("onnx_dtype", ("float16", "bfloat16")), ("quantize", ("dynamic", "static"))):
+            if getattr(self, name) not in (None, *allowed):
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(allowed)}")
         if self.threads < 1:
             raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
         if not 0 < self.latency_seconds < float("inf"):
@@ -229,6 +237,8 @@ def _work(
             source, options.evaluation or source.evaluation, window=options.window, text_field=options.text_field
         )
         _refuse_unscorable(source, evaluation)
+    if options.quantize == "static":
+        refuse_static(original, calibration)
     with run.step("plan"):
         plan, applied = _plan(options, analysis, calibration, run)
         given, analysis = analysis, for_plan(analysis, plan)
@@ -251,9 +261,18 @@ def _work(
             )  # fmt: skip
         with run.step("latency"):
             latency, shapes = _latency(options, original, applied.program, before, after, evaluation or calibration)
+    variants = []
+    inputs = _timed_inputs(original, applied.program, evaluation or calibration)["slim"]
+    serving = Serving(
+        applied.program, source, calibration, evaluation, inputs, options.opset, options.provider, options.threads,
+        options.latency_seconds, options.seed,
+    )  # fmt: skip
+    for kind in filter(None, (options.onnx_dtype, options.quantize)):
+        with run.step(kind):
+            variants.append(make_variant(kind, directory, serving))
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
-        files, check, latency, shapes, run.seconds, source.notes,
+        files, check, latency, shapes, run.seconds, source.notes, tuple(variants),
     )  # fmt: skip
 
 

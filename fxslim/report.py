@@ -21,6 +21,7 @@ from fxslim.graph.costs import CostModel
 from fxslim.graph.program import Program
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
+from fxslim.variants import Variant
 
 __all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versions"]
 
@@ -51,11 +52,12 @@ class Findings:
     latency_shapes: dict[str, list[int]]
     seconds: dict[str, float]  # by step
     notes: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()  # further files, in other types
 
 
 def make_report(found: Findings) -> dict[str, Any]:
-    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed."""
-    passed = found.proof.ok and found.check.ok
+    """The report as JSON values. `verdict` is `ok` only if the proof and the checks of all ONNX files passed."""
+    passed = found.proof.ok and found.check.ok and not any(v.failures for v in found.variants)
     report = {
         "format": FORMAT,
         "verdict": "ok" if passed else "FAILED",
@@ -77,6 +79,7 @@ def make_report(found: Findings) -> dict[str, Any]:
             "evaluation": None if found.evaluation is None else data_facts(found.evaluation),
         },
         "onnx": {"original": found.files[0].to_dict(), "slim": found.files[1].to_dict()},
+        "variants": [v.to_dict() for v in found.variants],
         "notes": list(found.notes),
         "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         "versions": versions(),
@@ -125,6 +128,7 @@ def proof_facts(proof: Proof) -> dict[str, Any]:
 
 def _failures(found: Findings) -> list[str]:
     failures = [f"ONNX: {text}" for text in found.check.failures]
+    failures += [f"{v.kind}: {text}" for v in found.variants for text in v.failures]
     if not found.proof.conclusive:
         failures.insert(0, f"proof: {IDLE_MASKS}")
     elif not found.proof.ok:

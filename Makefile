@@ -58,7 +58,7 @@ bench-quality: $(VENV)/.dev ## Every method at equal budgets on MODEL, a directo
 bench-ablation: $(VENV)/.dev ## What single choices are worth on MODEL (as bench-quality)
 	$(BIN)/python -W ignore -m benchmarks.ablation $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)
 
-# Beside .venv, not in it: they pin other versions of numpy and onnx than are tested here, and work with these.
+# Beside .venv, not in it: OpenVINO is large and bounds the version of numpy, and none of them is needed otherwise.
 build/runtimes/.done: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --target build/runtimes openvino openvino-telemetry onnxslim onnxsim
 	@touch $@

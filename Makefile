@@ -7,14 +7,16 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo models zoo bench-quality bench-ablation fuzz wheel clean
+.PHONY: help install test check format demo models zoo bench-quality bench-ablation bench-runtimes fuzz wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
 
 install: $(VENV)/.dev ## Create .venv with everything that development needs
 
+# Other runtimes where they can be installed; without them their tests are skipped, with a reason.
 test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
+	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev layout ## Lint, formatting and types
@@ -55,6 +57,19 @@ bench-quality: $(VENV)/.dev ## Every method at equal budgets on MODEL, a directo
 
 bench-ablation: $(VENV)/.dev ## What single choices are worth on MODEL (as bench-quality)
 	$(BIN)/python -W ignore -m benchmarks.ablation $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)
+
+# Beside .venv, not in it: OpenVINO is large and bounds the version of numpy, and none of them is needed otherwise.
+build/runtimes/.done: | $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-deps --target build/runtimes openvino openvino-telemetry onnxslim onnxsim
+	@touch $@
+
+build/web/.done: $(wildcard benchmarks/web/*)
+	mkdir -p build/web && cp benchmarks/web/* build/web/
+	cd build/web && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+bench-runtimes: $(VENV)/.dev build/runtimes/.done build/web/.done ## Slim files in OpenVINO, Node, Chromium, after optimizers
+	PYTHONPATH=build/runtimes $(BIN)/python -W ignore -m benchmarks.runtimes --node build/web --out benchmarks/results/runtimes.md
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

@@ -14,13 +14,15 @@ import torch
 from torch import fx
 
 from fxslim.export.interface import constant_outputs, interface_failures, tensor_outputs, weight_failures
-from fxslim.export.model_file import Constant, finite, load_model
+from fxslim.export.model_file import Constant, finite, load_model, read_dtype
+from fxslim.export.narrow import OnnxDtype, torch_dtype
 from fxslim.export.providers import create_session, node_assignments, provider_name, resolve_provider
 from fxslim.export.quality import Quality, measure_quality
 from fxslim.export.reference import run_float64
+from fxslim.export.rounding import run_rounded
+from fxslim.export.running import run_session
 from fxslim.export.samples import Sizes, default_shapes, draw_inputs, example_sizes, reordered_rows, single_variations
-from fxslim.export.tolerance import Comparison, Tolerance, compare, tolerance_for
-from fxslim.export.weights import tensor_to_numpy
+from fxslim.export.tolerance import Comparison, Tolerance, compare, tolerance_for, tolerance_of_type
 from fxslim.graph.dims import summands
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.program import Program
@@ -60,6 +62,7 @@ class OnnxCheck:
     failures: tuple[str, ...]
     quality: tuple[Quality, ...] = field(default=())
     constants: dict[str, Constant] = field(default_factory=dict)  # outputs that the file holds as metadata
+    dtype: str = "float32"  # of the file's arithmetic; a narrow one is judged by the program rounded to it
 
     @property
     def ok(self) -> bool:
@@ -83,6 +86,7 @@ class OnnxCheck:
         return {
             "ok": self.ok,
             "notes": list(self.notes),
+            "dtype": self.dtype,
             "provider": self.provider,
             "nodes_by_provider": self.nodes_by_provider,
             "off_provider": list(self.off_provider),
@@ -114,11 +118,14 @@ def check_onnx(
     seed: int = 0,
     threads: int | None = None,
     reference64: Reference | None = None,
+    dtype: OnnxDtype | None = None,
 ) -> OnnxCheck:
     """Whether the file `path` computes what `program` computes, and where it runs.
 
     Compares names, types, dimensions and weights, then the outputs of ONNX Runtime and PyTorch for the example inputs
     and for inputs drawn at each of `shapes` (sizes by dimension name), or for the flat `inputs` given, against float64.
+    A file in float16 or bfloat16 is compared with the program whose every result is rounded to that type. `dtype` is
+    the type that the file has to be in; None takes the one that it says.
 
     Raises:
         InputError: the file cannot be read.
@@ -127,9 +134,17 @@ def check_onnx(
     path = Path(path)
     model = load_model(path)
     ort_provider = resolve_provider(provider)
-    tolerance = tolerance_for(ort_provider, {w.dtype for w in program.info.values()})
-    failures = [*interface_failures(program, model), *weight_failures(program, model, path)]
-    session = create_session(path.resolve(), ort_provider, threads=threads)
+    said = read_dtype(model)
+    if dtype is not None:
+        torch_dtype(dtype)
+    tolerance = (
+        tolerance_for(ort_provider, {w.dtype for w in program.info.values()})
+        if said == "float32"
+        else tolerance_of_type(said)
+    )
+    failures = [f"the file is in {said}, {dtype} was asked for"] if dtype not in (None, said) else []
+    failures += [*interface_failures(program, model, said), *weight_failures(program, model, path, said)]
+    session = _session(path, ort_provider, threads, said)
     nodes = node_assignments(session)
     counts = Counter(provider_name(n.provider) for n in nodes)
     off = Counter(n.op_type for n in nodes if n.provider != ort_provider)
@@ -138,22 +153,36 @@ def check_onnx(
     if not _interface_differs(session, program):
         reference64 = reference64 or (lambda x: run_float64(program, x))
         batches = list(_batches(program, shapes, inputs, seed))
-        rows = _run_all(program, session, batches, reference64, tolerance)
+        judge = _Judge(program, session, reference64, tolerance, said)
+        rows = judge.run_all(batches)
         if shapes is None and inputs is None and _too_few(rows):
             more = list(_batches(program, single_variations(program), None, seed))
-            batches, rows = [*batches, *more], [*rows, *_run_all(program, session, more, reference64, tolerance)]
+            batches, rows = [*batches, *more], [*rows, *judge.run_all(more)]
         rolled = reordered_rows(program) if shapes is None and inputs is None and _too_few(rows) else None
         if rolled is not None:
             more = [(example_sizes(program), rolled)]
-            batches, rows = [*batches, *more], [*rows, *_run_all(program, session, more, reference64, tolerance)]
+            batches, rows = [*batches, *more], [*rows, *judge.run_all(more)]
         failures.extend(_run_failures(rows))
         quality = measure_quality(original, program, [i for (_, i), r in zip(batches, rows, strict=True) if r.outputs])
     elif not failures:
         failures.append("ONNX Runtime reports other inputs or outputs than the program has, so nothing was run")
     return OnnxCheck(
         provider_name(ort_provider), dict(counts), tuple(f"{op} x{n}" for op, n in off.most_common()),
-        tolerance, tuple(rows), tuple(failures), tuple(quality), constant_outputs(program),
+        tolerance, tuple(rows), tuple(failures), tuple(quality), constant_outputs(program), said,
     )  # fmt: skip
+
+
+def _session(path: Path, ort_provider: str, threads: int | None, dtype: str) -> Any:
+    try:
+        return create_session(path.resolve(), ort_provider, threads=threads)
+    except CheckError as error:
+        if dtype == "float32":
+            raise
+        raise CheckError(
+            f"a file in {dtype} was not run, so it is not checked: {error.what}",
+            remedy="check it on the provider that will serve it (--provider cuda), or export float16, which every "
+            "provider runs" if dtype == "bfloat16" else error.remedy,
+        ) from error  # fmt: skip
 
 
 def _interface_differs(session: Any, program: Program) -> bool:
@@ -190,16 +219,44 @@ def _sizes_of(program: Program, inputs: Sequence[torch.Tensor]) -> Sizes:
     return {name: t.shape[dim] for t, dim, name in dims if dim < t.dim() and not summands(name)}
 
 
-def _run_all(
-    program: Program,
-    session: Any,
-    batches: Sequence[tuple[Sizes, list[torch.Tensor]]],
-    reference64: Reference,
-    tolerance: Tolerance,
-) -> list[ShapeCheck]:
-    module = program.flat_module().eval()
-    with _quiet():
-        return [_run_one(program, module, session, sizes, batch, reference64, tolerance) for sizes, batch in batches]
+@dataclass(frozen=True)
+class _Judge:
+    """Runs the program and the file on the same inputs and compares them."""
+
+    program: Program
+    session: Any
+    reference64: Reference
+    tolerance: Tolerance
+    dtype: str
+
+    def run_all(self, batches: Sequence[tuple[Sizes, list[torch.Tensor]]]) -> list[ShapeCheck]:
+        """One row for each batch."""
+        module = self.program.flat_module().eval()
+        with _quiet():
+            return [self._run_one(module, sizes, batch) for sizes, batch in batches]
+
+    def _run_one(self, module: fx.GraphModule, sizes: Sizes, inputs: list[torch.Tensor]) -> ShapeCheck:
+        try:
+            with torch.no_grad():
+                expected = _tensors(self._expected(module, inputs))
+        except Exception as error:  # any operator may refuse a size
+            return ShapeCheck(sizes, not_applicable=_reason(error))
+        try:
+            found = run_session(self.session, inputs)
+        except Exception as error:  # the errors of ONNX Runtime share no base class of their own
+            return ShapeCheck(sizes, failure=f"ONNX Runtime cannot run: {_reason(error)}")
+        got, want = [list(t.shape) for t in found], [list(t.shape) for t in expected]
+        if got != want:
+            return ShapeCheck(sizes, failure=f"ONNX Runtime returns the shapes {got}, the program {want}")
+        exact = _tensors(_exact(self.reference64, inputs))
+        rows = zip(tensor_outputs(self.program), found, expected, exact, strict=True)
+        return ShapeCheck(sizes, tuple(compare(*row, self.tolerance) for row in rows))
+
+    def _expected(self, module: fx.GraphModule, inputs: list[torch.Tensor]) -> Sequence[Any]:
+        """The program's own answer in the precision of the file."""
+        if self.dtype == "float32":
+            return module(*inputs)  # type: ignore[no-any-return]
+        return run_rounded(self.program, inputs, torch_dtype(self.dtype))
 
 
 @contextmanager
@@ -208,33 +265,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _run_one(
-    program: Program,
-    module: fx.GraphModule,
-    session: Any,
-    sizes: Sizes,
-    inputs: list[torch.Tensor],
-    reference64: Reference,
-    tolerance: Tolerance,
-) -> ShapeCheck:
-    try:
-        with torch.no_grad():
-            expected = _tensors(module(*inputs))
-    except Exception as error:  # any operator may refuse a size
-        return ShapeCheck(sizes, not_applicable=_reason(error))
-    try:
-        feed = {n: tensor_to_numpy(t) for n, t in zip(program.outside_names, inputs, strict=True)}
-        found = [torch.from_numpy(array) for array in session.run(None, feed)]
-    except Exception as error:  # the errors of ONNX Runtime share no base class of their own
-        return ShapeCheck(sizes, failure=f"ONNX Runtime cannot run: {_reason(error)}")
-    got, want = [list(t.shape) for t in found], [list(t.shape) for t in expected]
-    if got != want:
-        return ShapeCheck(sizes, failure=f"ONNX Runtime returns the shapes {got}, the program {want}")
-    exact = _tensors(_exact(reference64, inputs))
-    rows = zip(tensor_outputs(program), found, expected, exact, strict=True)
-    return ShapeCheck(sizes, tuple(compare(*row, tolerance) for row in rows))
 
 
 def _tensors(outputs: Iterable[Any]) -> list[torch.Tensor]:

@@ -14,11 +14,20 @@ from torch import fx
 
 from fxslim.export.clean import dim_name_is_safe
 from fxslim.export.model_file import Constant, Interface, guarded, read_constants, read_interface
+from fxslim.export.narrow import NARROW, torch_dtype
 from fxslim.export.weights import PERMUTATION, same_data, sizes
+from fxslim.graph.axes.analysis import find_caches
 from fxslim.graph.errors import CheckError
 from fxslim.graph.program import Program
 
-__all__ = ["constant_outputs", "expected_interface", "interface_failures", "tensor_outputs", "weight_failures"]
+__all__ = [
+    "cache_names",
+    "constant_outputs",
+    "expected_interface",
+    "interface_failures",
+    "tensor_outputs",
+    "weight_failures",
+]
 
 _DTYPES = {
     torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
@@ -28,16 +37,30 @@ _DTYPES = {
 _MOST = 5  # failures of one kind that are worth a line each
 
 
-def expected_interface(program: Program) -> tuple[tuple[Interface, ...], tuple[Interface, ...]]:
-    """The inputs and outputs that an export of `program` must have; None stands for any dynamic dimension."""
+def cache_names(program: Program) -> frozenset[str]:
+    """What the inputs and outputs that hold caches are called in an ONNX file."""
+    caches = find_caches(program)
+    return frozenset({*(program.names.get(name, name) for name in caches), *caches.values()})
+
+
+def expected_interface(program: Program, dtype: str = "float32") -> tuple[tuple[Interface, ...], tuple[Interface, ...]]:
+    """The inputs and outputs that an export of `program` in `dtype` must have; None stands for any dynamic dimension.
+
+    A narrow type is that of the caches only; all else keeps the type that it has in the program.
+    """
+    caches = frozenset() if dtype == "float32" else cache_names(program)
+
+    def typed(name: str, tensor: torch.Tensor) -> str:
+        return dtype.upper() if name in caches and tensor.dtype is torch.float32 else _dtype(tensor)
+
     inputs = tuple(
-        Interface(outside, _dtype(tensor), _input_dims(program, name, tensor))
+        Interface(outside, typed(outside, tensor), _input_dims(program, name, tensor))
         for name, outside, tensor in zip(
             program.input_names, program.outside_names, program.example_inputs, strict=True
         )
     )
     outputs = tuple(
-        Interface(name, _dtype(value), tuple(d if isinstance(d, int) else None for d in value.shape))
+        Interface(name, typed(name, value), tuple(d if isinstance(d, int) else None for d in value.shape))
         for name, value in tensor_outputs(program).items()
     )
     return inputs, outputs
@@ -77,11 +100,11 @@ def _input_dims(program: Program, name: str, tensor: torch.Tensor) -> tuple[int 
     return tuple(dynamic.get(i, size) for i, size in enumerate(tensor.shape))
 
 
-def interface_failures(program: Program, model: ir.Model) -> list[str]:
-    """One sentence for each way in which the file's inputs and outputs differ from those of `program`."""
+def interface_failures(program: Program, model: ir.Model, dtype: str = "float32") -> list[str]:
+    """One sentence for each way in which the file's inputs and outputs differ from those of `program` in `dtype`."""
     failures: list[str] = []
     for kind, found, expected in zip(
-        ("input", "output"), read_interface(model), expected_interface(program), strict=True
+        ("input", "output"), read_interface(model), expected_interface(program, dtype), strict=True
     ):
         names, wanted = [i.name for i in found], [i.name for i in expected]
         if names != wanted:
@@ -117,10 +140,14 @@ def _text(dim: int | str | None) -> str:
     return "a dynamic size" if dim is None else str(dim)
 
 
-def weight_failures(program: Program, model: ir.Model, path: Path) -> list[str]:
-    """One sentence for each weight in the file that is not the program's or not finite (the first few of each)."""
+def weight_failures(program: Program, model: ir.Model, path: Path, dtype: str = "float32") -> list[str]:
+    """One sentence for each weight in the file that is not the program's or not finite (the first few of each).
+
+    A file in a narrow `dtype` may hold a weight rounded to that type."""
     different: list[str] = []
     bad: list[str] = []
+    if dtype != "float32" and not _holds(model, NARROW[dtype]):
+        bad.append(f"the file says that it is in {dtype}, and holds no weight of that type")
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             tensor = value.const_value
@@ -129,23 +156,37 @@ def weight_failures(program: Program, model: ir.Model, path: Path) -> list[str]:
                 continue
             order = value.metadata_props.get(PERMUTATION)
             if order is not None:
-                sentence = guarded(path, lambda n=name, t=tensor, o=order: _weight_failure(program, n, t, o))  # type: ignore[misc]
+                sentence = guarded(path, lambda n=name, t=tensor, o=order: _weight_failure(program, n, t, o, dtype))  # type: ignore[misc]
                 different.extend([sentence] if sentence else [])
             elif (sentence := guarded(path, lambda n=name, t=tensor: _not_finite(program, n, t))) is not None:  # type: ignore[misc]
                 bad.append(sentence)
     return [*_first(different), *_first(bad)]
 
 
-def _weight_failure(program: Program, name: str, tensor: ir.TensorProtocol, order: str) -> str | None:
+def _holds(model: ir.Model, dtype: ir.DataType) -> bool:
+    values = (value.const_value for value in model.graph.initializers.values())
+    return any(tensor is not None and tensor.dtype == dtype for tensor in values)
+
+
+def _weight_failure(
+    program: Program, name: str, tensor: ir.TensorProtocol, order: str, dtype: str = "float32"
+) -> str | None:
     if name not in program.weights:
         return f"the file holds the weight {name!r}, which the program does not have"
     weight = program.weights[name]
-    if same_data(tensor, weight, order):
+    if same_data(tensor, _as_stored(tensor, weight, dtype), order):
         return _not_finite(program, name, tensor)
     shapes = sizes(tensor), [weight.shape[int(i)] for i in order.split(",") if i]
     if shapes[0] != shapes[1]:
         return f"the weight {name!r} has the shape {shapes[0]} in the file and {shapes[1]} in the program"
     return f"the weight {name!r} of the file holds other values than that of the program"
+
+
+def _as_stored(tensor: ir.TensorProtocol, weight: torch.Tensor, dtype: str) -> torch.Tensor:
+    """A float32 weight, rounded where a file in a narrow type holds it in that type."""
+    if weight.dtype is not torch.float32 or tensor.dtype != NARROW.get(dtype):
+        return weight
+    return weight.to(torch_dtype(dtype))
 
 
 def _not_finite(program: Program, name: str, tensor: ir.TensorProtocol) -> str | None:

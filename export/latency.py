@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxslim.export.providers import create_session, onnxruntime, provider_name, resolve_provider
-from fxslim.export.weights import tensor_to_numpy
+from fxslim.export.providers import create_session, provider_name, resolve_provider
+from fxslim.export.running import as_declared, ort_value
 from fxslim.graph.errors import CheckError, InputError
 
 __all__ = ["Inputs", "LatencyReport", "Ratio", "bootstrap_ratio", "measure_latency", "run_times"]
@@ -97,9 +97,8 @@ class _Runner:
             raise InputError(f"{path} has {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
         device = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
         self.binding = self.session.io_binding()
-        for name, tensor in zip(names, inputs, strict=True):
-            value = onnxruntime().OrtValue.ortvalue_from_numpy(tensor_to_numpy(tensor), device, 0)
-            self.binding.bind_ortvalue_input(name, value)
+        for name, tensor in zip(names, as_declared(self.session, inputs), strict=True):
+            self.binding.bind_ortvalue_input(name, ort_value(tensor, device))
         for output in self.session.get_outputs():
             self.binding.bind_output(output.name, device)
 

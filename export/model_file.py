@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import onnx
 import onnx_ir as ir
 
+from fxslim.export.narrow import DTYPE, NARROW
 from fxslim.graph.errors import InputError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "guarded",
     "load_model",
     "read_constants",
+    "read_dtype",
     "read_interface",
 ]
 
@@ -59,6 +61,8 @@ class OnnxFile:
     outputs: tuple[Interface, ...]
     ops: dict[str, int]  # operator -> number of nodes, subgraphs included, most frequent first
     constants: dict[str, Constant] = field(default_factory=dict)  # outputs of the program that no run needs to return
+    dtype: str = "float32"  # of the arithmetic, as the exporter was asked
+    float32_ops: dict[str, int] = field(default_factory=dict)  # what stayed in float32 where `dtype` is narrow
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON values; the path is reduced to the file's name."""
@@ -119,8 +123,34 @@ def _describe(path: Path, model: ir.Model) -> OnnxFile:
     return OnnxFile(
         path, model.opset_imports[""], model.ir_version, sum(t.nbytes for t in tensors),
         path.stat().st_size + data_bytes, external, inputs, outputs, dict(ops.most_common()),
-        read_constants(model),
+        read_constants(model), dtype := read_dtype(model), {} if dtype == "float32" else _float32_ops(model),
     )  # fmt: skip
+
+
+def read_dtype(model: ir.Model) -> str:
+    """The type that the file says its arithmetic is in: float32 unless it was exported in a narrow one.
+
+    Raises:
+        InputError: the metadata of that name is something else.
+    """
+    found = model.metadata_props.get(DTYPE, "float32")
+    if found != "float32" and found not in NARROW:
+        raise InputError(f"the metadata {DTYPE!r} of the file is {found[:80]!r}, no type", remedy="export it again")
+    return found
+
+
+def _float32_ops(model: ir.Model) -> dict[str, int]:
+    """Operators that read or return float32, and how often; casts between the types are not counted."""
+
+    def is_float(value: ir.Value | None) -> bool:
+        return value is not None and value.dtype == ir.DataType.FLOAT
+
+    found: Counter[str] = Counter()
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type not in ("Cast", "Constant") and any(map(is_float, (*node.inputs, *node.outputs))):
+                found[node.op_type] += 1
+    return dict(found.most_common())
 
 
 def read_interface(model: ir.Model) -> tuple[tuple[Interface, ...], tuple[Interface, ...]]:

@@ -22,8 +22,13 @@ _MAXIMUM_POOLS = (
 )  # fmt: skip
 
 
-def as_onnx_can_say_it(module: fx.GraphModule) -> fx.GraphModule:
+_ATTENTION_OPSET = 23  # the first one in which attention is one operator
+
+
+def as_onnx_can_say_it(module: fx.GraphModule, opset: int = 18) -> fx.GraphModule:
     """`module`, rewritten in place: the same tensors for the same inputs, in a form that survives the way to ONNX."""
+    if opset >= _ATTENTION_OPSET:
+        _masks_for_each_query(module.graph)
     for rewrite in _REWRITES:
         rewrite(module.graph)
     module.graph.lint()
@@ -83,6 +88,30 @@ def _attention_in_four(graph: fx.Graph) -> None:
                 back = graph.call_function(aten.unflatten.int, (four, 0, leading))
         node.replace_all_uses_with(back)
         graph.erase_node(node)
+
+
+def _masks_for_each_query(graph: fx.Graph) -> None:
+    """Expands masks over queries. ONNX lets a mask of one row stand for all queries; ONNX Runtime (1.32) refuses it."""
+    for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        query, key = node.args[0], node.args[1]
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if mask is None:
+            continue
+        shape, wanted = mask.meta["val"].shape, (query.meta["val"].shape[-2], key.meta["val"].shape[-2])
+        if tuple(shape[-2:]) == wanted or len(shape) < 2:
+            continue
+        with graph.inserting_before(node):
+            sizes = [_size(graph, source, wanted[i]) for i, source in enumerate((query, key))]
+            whole = graph.call_function(aten.expand.default, (mask, [*([-1] * (len(shape) - 2)), *sizes]))
+        whole.meta["val"] = mask.meta["val"].expand(*shape[:-2], *wanted)
+        node.replace_input_with(mask, whole)
+
+
+def _size(graph: fx.Graph, source: fx.Node, size: int | torch.SymInt) -> int | fx.Node:
+    """The size of `source` in its last dimension but one: a number, or a call that reads it."""
+    if isinstance(size, int):
+        return size
+    return graph.call_function(aten.sym_size.int, (source, source.meta["val"].dim() - 2))
 
 
 def _fits(mask: fx.Node, query: fx.Node, rank: int) -> bool:

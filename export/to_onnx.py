@@ -18,8 +18,9 @@ from torch.export import Dim, ExportedProgram
 
 from fxslim.export.clean import check_dim_names, clean, name_dims
 from fxslim.export.files import data_name, replace_model
-from fxslim.export.interface import constant_outputs, tensor_outputs
+from fxslim.export.interface import cache_names, constant_outputs, tensor_outputs
 from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
+from fxslim.export.narrow import OnnxDtype, narrow, torch_dtype
 from fxslim.export.rewrites import as_onnx_can_say_it
 from fxslim.export.weights import fold_transposes, mark_weights
 from fxslim.graph.dims import dim_named
@@ -30,8 +31,8 @@ __all__ = ["DEFAULT_OPSET", "OPSETS", "ExternalData", "export_onnx"]
 
 ExternalData = Literal["auto", "always", "never"]
 
-OPSETS = range(18, 24)
-"""The exporter's operators are written for 18, and it takes 23 for the last one."""
+OPSETS = range(18, 25)
+"""The exporter's operators are written for 18, and what it makes at 24 is complete, and runs."""
 
 DEFAULT_OPSET = 20
 """The lowest one in which GELU is one operator, so runtimes from 2024 on can serve it. 23 adds Attention as one
@@ -42,13 +43,20 @@ _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def export_onnx(
-    program: Program, path: str | Path, *, opset: int | None = None, external_data: ExternalData = "auto"
+    program: Program,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    external_data: ExternalData = "auto",
+    dtype: OnnxDtype = "float32",
 ) -> OnnxFile:
     """What was written to `path`: an ONNX model with the program's names of inputs, outputs, weights and dimensions.
 
     Outputs that are constants (a number, text, nothing) are not returned by the file; its metadata `fxslim.constants`
     holds them as a JSON object by name.
     Weights go to `<name>.onnx_data` beside it where they exceed 2 GB, or always. An existing model is replaced.
+    With `dtype` float16 or bfloat16, float32 weights and arithmetic are written in that type, save what needs float32
+    (docs/runtimes.md); inputs and outputs stay float32, but for caches.
 
     Raises:
         ExportError: the program cannot be expressed in ONNX at this opset, or the result is not what was asked for.
@@ -60,9 +68,12 @@ def export_onnx(
     if external_data not in ("auto", "always", "never"):
         raise InputError(f"external_data is {external_data!r}", remedy="choose auto, always or never")
     _require_tensors(program)
+    _require_width(program, dtype)
     model = _build(program, opset)
     _require_opset(model, opset)
     _require_names(program, model)
+    if dtype != "float32":
+        narrow(model, dtype, {name for name, info in program.info.items() if info.trainable}, cache_names(program))
     check_dim_names(model)
     separate = _wants_external(model, external_data)
     replace_model(path, lambda staged: _write(model, staged, separate))
@@ -79,9 +90,19 @@ def _require_tensors(program: Program) -> None:
         raise ExportError(f"no output is a tensor: {listed}", remedy="wrap the model so that it returns a tensor")
 
 
+def _require_width(program: Program, dtype: str) -> None:
+    held = {weight.dtype for weight in program.info.values() if weight.dtype.is_floating_point}
+    if torch_dtype(dtype) is not torch.float32 and held and torch.float32 not in held:
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in held))
+        raise InputError(
+            f"the program is in {names}, so it cannot be written in {dtype}",
+            remedy="load the model in float32: --dtype float32; a program in a narrow type is exported as it is",
+        )
+
+
 def _build(program: Program, opset: int) -> ir.Model:
     with _quiet():
-        exported = _torch_export(program)
+        exported = _torch_export(program, opset)
         model = _torch_onnx_export(program, exported, opset)
     mark_weights(model, program.weights)
     clean(model)
@@ -91,9 +112,9 @@ def _build(program: Program, opset: int) -> ir.Model:
     return model
 
 
-def _torch_export(program: Program) -> ExportedProgram:
+def _torch_export(program: Program, opset: int) -> ExportedProgram:
     """With named dimensions first; where the exporter finds them too strict (a maximum, a multiple), anonymous ones."""
-    module = as_onnx_can_say_it(program.flat_module()).eval()
+    module = as_onnx_can_say_it(program.flat_module(), opset).eval()
     makers: list[Callable[[str], Any]] = [dim_named, lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in makers if program.dynamic else makers[:1]:

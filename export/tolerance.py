@@ -11,7 +11,19 @@ import torch
 from fxslim.export.providers import provider_name
 from fxslim.graph.errors import InputError
 
-__all__ = ["FLOAT32", "HALF", "TF32", "TOLERANCES", "Comparison", "Tolerance", "compare", "tolerance_for"]
+__all__ = [
+    "BFLOAT16",
+    "FLOAT16",
+    "FLOAT32",
+    "HALF",
+    "TF32",
+    "TOLERANCES",
+    "Comparison",
+    "Tolerance",
+    "compare",
+    "tolerance_for",
+    "tolerance_of_type",
+]
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,17 @@ HALF = Tolerance(
     "half", 3.0, 10.0, 2.0**-10, 8.0,
     "weights or inputs hold 10 (float16) or 7 (bfloat16) bits, and providers keep different intermediates in float32",
 )  # fmt: skip
-TOLERANCES = {t.name: t for t in (FLOAT32, TF32, HALF)}
+FLOAT16 = Tolerance(
+    "float16", 3.0, 10.0, 2.0**-10, 8.0,
+    "the reference is the program with every result rounded to float16; runtimes round at other places (fused "
+    "operators round once, decomposed ones more often), and 2^-10 is one unit in the last place",
+)  # fmt: skip
+BFLOAT16 = Tolerance(
+    "bfloat16", 3.0, 10.0, 2.0**-7, 8.0,
+    "the reference is the program with every result rounded to bfloat16; runtimes round at other places, and 2^-7 is "
+    "one unit in the last place",
+)  # fmt: skip
+TOLERANCES = {t.name: t for t in (FLOAT32, TF32, HALF, FLOAT16, BFLOAT16)}
 
 _REDUCED = ("tensorrt", "tensorrt-rtx", "coreml", "qnn", "directml", "migraphx")
 
@@ -56,6 +78,11 @@ def tolerance_for(provider: str, dtypes: set[torch.dtype]) -> Tolerance:
     if dtypes & {torch.float16, torch.bfloat16}:
         return HALF
     return TF32 if provider_name(provider) in _REDUCED else FLOAT32
+
+
+def tolerance_of_type(dtype: str) -> Tolerance:
+    """The tolerance for a file whose arithmetic is in `dtype`: float16 or bfloat16."""
+    return {"float16": FLOAT16, "bfloat16": BFLOAT16}[dtype]
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ SplitFused = Annotated[
         help="First split projections that compute q, k and v in one product, so that V alone can be cut.",
     ),
 ]
-Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
+Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: auto, cpu, cuda, ... (fxslim doctor lists them).")]
 Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session.")]
 Sizes = Annotated[
@@ -166,6 +166,22 @@ TaskName = Annotated[
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="Load the weights as this type, such as float32.")]
+OnnxDtype = Annotated[
+    Literal["float16", "bfloat16"] | None,
+    typer.Option(
+        "--onnx-dtype",
+        help="The ONNX file in this type, with float32 where it is needed; slim writes it beside the float32 one.",
+        show_default=False,
+    ),
+]
+Quantize = Annotated[
+    Literal["dynamic", "static"] | None,
+    typer.Option(
+        "--quantize",
+        help="Also write model_quantized.onnx with 8-bit weights; static takes ranges from the calibration data.",
+        show_default=False,
+    ),
+]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
 ]

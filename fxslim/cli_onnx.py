@@ -40,6 +40,7 @@ def export(
     opset: c.Opset = 20,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    onnx_dtype: c.OnnxDtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     quiet: c.Quiet = False,
@@ -52,7 +53,7 @@ def export(
         shown.step("load")
         source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
         shown.step("export")
-        file = export_onnx(source.program, out, opset=opset)
+        file = export_onnx(source.program, out, opset=opset, dtype=onnx_dtype or "float32")
     typer.echo(f"{out}: opset {file.opset}, {sum(file.ops.values())} nodes, {file.file_bytes:,} bytes")
 
 

@@ -63,6 +63,8 @@ def slim(
     split_fused: c.SplitFused = False,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    onnx_dtype: c.OnnxDtype = None,
+    quantize: c.Quantize = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     overwrite: c.Overwrite = False,
@@ -82,7 +84,7 @@ def slim(
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
         threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused, task=task, dtype=dtype,
-        trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+        onnx_dtype=onnx_dtype, quantize=quantize, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with c.watching(quiet) as shown:
         report = run(options, out, overwrite=overwrite, watcher=shown)

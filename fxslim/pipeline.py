@@ -41,6 +41,7 @@ from fxslim.report_text import render
 from fxslim.slim_options import SlimOptions
 from fxslim.sources import Source
 from fxslim.timing import parse_sizes, timed_inputs
+from fxslim.variants import Serving, make_variant, refuse_static
 
 __all__ = [
     "SlimOptions",
@@ -138,6 +139,8 @@ def _work(
             source, options.evaluation or source.evaluation, window=options.window, text_field=options.text_field
         )
         _refuse_unscorable(source, evaluation)
+    if options.quantize == "static":
+        refuse_static(original, calibration)
 
     def inputs_of(program: Program) -> Sequence[Tensor]:
         return timed_inputs(original, program, evaluation or calibration, sizes)["slim"]
@@ -170,10 +173,18 @@ def _work(
         with run.step("latency"):
             inputs = {"original": inputs_of(original), "slim": inputs_of(applied.program)}
             latency, shapes = _latency(options, original, inputs, before, after)
+    serving = Serving(
+        applied.program, source, calibration, evaluation, inputs["slim"], options.opset, options.provider,
+        options.threads, options.latency_seconds, options.seed,
+    )  # fmt: skip
+    variants = []
+    for kind in filter(None, (options.onnx_dtype, options.quantize)):
+        with run.step(kind):
+            variants.append(make_variant(kind, directory, serving))
     opened = {"form": options.task, "dtype": options.dtype}
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
-        files, check, latency, shapes, run.seconds, source.notes, options.provider, opened, paced,
+        files, check, latency, shapes, run.seconds, source.notes, options.provider, opened, tuple(variants), paced,
     )  # fmt: skip
 
 

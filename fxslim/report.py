@@ -22,6 +22,7 @@ from fxslim.graph.program import Program
 from fxslim.latency_plans import MeasuredPlan
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
+from fxslim.variants import Variant
 
 __all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versions"]
 
@@ -54,12 +55,13 @@ class Findings:
     notes: tuple[str, ...] = ()
     provider: str = "auto"  # as it was asked for
     opened: dict[str, str | None] = field(default_factory=dict)  # how it was opened: its form (a task), its type
+    variants: tuple[Variant, ...] = ()  # further files, in other types
     paced: MeasuredPlan | None = None  # where the plan was made by latency
 
 
 def make_report(found: Findings) -> dict[str, Any]:
-    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed, and a
-    plan by latency made the model faster."""
+    """The report as JSON values. `verdict` is `ok` only if the proof and the checks of all ONNX files passed, and
+    a plan by latency made the model faster."""
     failures = _failures(found)
     report = {
         "format": FORMAT,
@@ -83,6 +85,7 @@ def make_report(found: Findings) -> dict[str, Any]:
             "evaluation": None if found.evaluation is None else data_facts(found.evaluation),
         },
         "onnx": {"original": found.files[0].to_dict(), "slim": found.files[1].to_dict()},
+        "variants": [v.to_dict() for v in found.variants],
         "notes": list(found.notes),
         "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         "versions": versions(),
@@ -131,6 +134,7 @@ def proof_facts(proof: Proof) -> dict[str, Any]:
 
 def _failures(found: Findings) -> list[str]:
     failures = [f"ONNX: {text}" for text in found.check.failures]
+    failures += [f"{v.kind}: {text}" for v in found.variants for text in v.failures]
     if not found.proof.conclusive:
         failures.insert(0, f"proof: {IDLE_MASKS}")
     elif not found.proof.ok:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from fxslim.report_variants import variant_line, variant_rows
+
 __all__ = ["headline", "render"]
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -23,6 +25,7 @@ def headline(report: dict[str, Any]) -> list[str]:
         _proof_line(proof),
         ("the ONNX file computes what the slim program computes" if parity["ok"] else "the ONNX file FAILED its check")
         + f", on {parity['provider']} at {_count(_runs(parity), 'run')}",
+        *(variant_line(v, report["costs"], report["quality"]) for v in report["variants"]),
         *_shortage(report["restoration"]),
     ]
 
@@ -40,6 +43,7 @@ def render(report: dict[str, Any]) -> str:
         _proof(report["proof"]),
         _parity(report["parity"]),
         _latency(report["latency"]),
+        _variants(report["variants"], report["costs"], report["quality"]),
         _fixed(report),
         _bullets("Notes", [*report["notes"], *report["plan"]["notes"]]),
         _data(report["data"]),
@@ -251,6 +255,13 @@ def _latency(latency: dict[str, Any]) -> list[str]:
         f"interleaved, {latency['rounds']} rounds in {latency['seconds']:.0f} s, denormals flushed in both."
     )
     return ["## Latency", "", about, "", *_table(("", "median"), rows)]
+
+
+def _variants(variants: list[dict[str, Any]], costs: dict[str, list[int]], quality: dict[str, Any] | None) -> list[str]:
+    if not variants:
+        return []
+    lines = [f"- {variant_line(v, costs, quality)}" for v in variants]
+    return ["## Other types", "", *lines, *_tail([text for v in variants for text in variant_rows(v)])]
 
 
 def _fixed(report: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fxslim.export import DEFAULT_OPSET, OPSETS
+from fxslim.export.quantize import Quantization
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget, check_share
 from fxslim.passes.importance import Importance
@@ -54,6 +55,8 @@ class SlimOptions:
     split_fused: bool = False
     task: str | None = None
     dtype: str | None = None
+    onnx_dtype: Literal["float16", "bfloat16"] | None = None
+    quantize: Quantization | None = None
     trust_pt2: bool = False
     trust_remote_code: bool = False
 
@@ -86,6 +89,10 @@ class SlimOptions:
             )
         if self.opset not in OPSETS:
             raise InputError(f"opset {self.opset} is not supported", remedy=f"choose {OPSETS[0]} to {OPSETS[-1]}")
+        for name, allowed in (("onnx_dtype", ("float16", "bfloat16")), ("quantize", ("dynamic", "static"))):
+            if getattr(self, name) not in (None, *allowed):
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(allowed)}")
         parse_sizes(self.sizes)
         if self.of == "latency" and self.width is not None:
             raise InputError("--width has no share of the latency", remedy="give --keep 0.7 with --of latency")

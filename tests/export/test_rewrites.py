@@ -145,3 +145,18 @@ def test_norms_one_after_the_other_and_what_is_none(tmp_path: Path, module: nn.M
     program = capture(module, (torch.randn(3, 6),), {}, ({0: "batch"},))
     result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
     assert result.ok, result.failures
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_a_mask_for_all_queries_is_one_for_each_where_attention_is_one_operator(rank: int, tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            added = mask[(slice(None), *([None] * (rank - 2)))]
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=added)
+
+    x = torch.randn(2, 5, 4) if rank == 3 else torch.randn(2, 3, 5, 4)
+    program = capture(Masked(), (x, torch.rand(2, 5) < 0.7), {}, ({0: "b", rank - 2: "s"}, {0: "b", 1: "s"}))
+    path = tmp_path / "m.onnx"
+    assert export_onnx(program, path, opset=23).ops.get("Attention") == 1
+    found = check_onnx(program, path, provider="cpu")
+    assert found.ok, found.failures

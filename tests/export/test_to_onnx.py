@@ -40,7 +40,7 @@ def test_the_opset_is_the_default_one(mlp: Exported) -> None:
     assert onnx.load(mlp.file.path).opset_import[0].version == DEFAULT_OPSET
 
 
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, 23, 24])
 def test_the_opset_is_the_one_asked_for(mlp: Exported, tmp_path: Path, opset: int) -> None:
     assert export_onnx(mlp.program, tmp_path / "m.onnx", opset=opset).opset == opset
 
@@ -104,9 +104,9 @@ def test_sizes_are_those_of_the_file(mlp: Exported) -> None:
     assert mlp.file.external is None
 
 
-@pytest.mark.parametrize("opset", [1, 17, 24])
+@pytest.mark.parametrize("opset", [1, 17, 25])
 def test_an_opset_outside_the_range_is_refused(mlp: Exported, tmp_path: Path, opset: int) -> None:
-    with pytest.raises(InputError, match="18 to 23"):
+    with pytest.raises(InputError, match="18 to 24"):
         export_onnx(mlp.program, tmp_path / "m.onnx", opset=opset)
 
 

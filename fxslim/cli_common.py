@@ -155,6 +155,13 @@ TaskName = Annotated[
         show_default=False,
     ),
 ]
+LoaderCompatible = Annotated[
+    bool,
+    typer.Option(
+        "--loader-compatible",
+        help="Cut only what optimum's own loaders can load; slim proves it by loading the result (needs optimum).",
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="Load the weights as this type, such as float32.")]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")

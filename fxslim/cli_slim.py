@@ -61,6 +61,7 @@ def slim(
     latency_seconds: Annotated[float, typer.Option(help="Seconds to spend on timing.")] = 10.0,
     split_fused: c.SplitFused = False,
     task: c.TaskName = None,
+    loader_compatible: c.LoaderCompatible = False,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -80,8 +81,8 @@ def slim(
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
-        threads=threads, latency_seconds=latency_seconds, split_fused=split_fused, task=task, dtype=dtype,
-        trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+        threads=threads, latency_seconds=latency_seconds, split_fused=split_fused, task=task,
+        loader_compatible=loader_compatible, dtype=dtype, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with c.watching(quiet) as shown:
         report = run(options, out, overwrite=overwrite, watcher=shown)

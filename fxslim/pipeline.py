@@ -33,6 +33,8 @@ from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
+from fxslim.loader_check import LoaderCheck, check_loader, loader_for
+from fxslim.loaders import require_optimum
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
 from fxslim.passes.budget import Budget, check_share
@@ -112,6 +114,7 @@ class SlimOptions:
     latency_seconds: float = 10.0
     split_fused: bool = False
     task: str | None = None
+    loader_compatible: bool = False
     dtype: str | None = None
     trust_pt2: bool = False
     trust_remote_code: bool = False
@@ -194,6 +197,8 @@ def slim(
     """
     options.refuse_contradictions()
     require_provider(options.provider)
+    if options.loader_compatible:
+        require_optimum()  # said before the work, not after it
     run, command = _Run(watcher or Unwatched()), options.command(Path(out))
     with OutputDirectory(out, overwrite=overwrite, facts={"command": command}) as directory:
         source, analysis = _load(options, run)
@@ -220,6 +225,9 @@ def _work(
     options: SlimOptions, source: Source, analysis: Analysis, directory: Path, command: str, run: _Run
 ) -> Findings:
     original = source.program  # as it came, not as it was prepared: that is what slim has to be better than
+    loader = None
+    if options.loader_compatible:
+        loader = loader_for(source.architecture, original.outside_names, source.name)
     with run.step("data"):
         calibration = calibration_of(
             source, options.calibration, samples=options.samples, window=options.window, seed=options.seed,
@@ -249,12 +257,23 @@ def _work(
                 applied.program, after, original=original, provider=options.provider, seed=options.seed,
                 threads=options.threads,
             )  # fmt: skip
+        loaded = None if loader is None else _load_again(loader, source, applied, plan, directory, run)
         with run.step("latency"):
             latency, shapes = _latency(options, original, applied.program, before, after, evaluation or calibration)
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
-        files, check, latency, shapes, run.seconds, source.notes,
+        files, check, latency, shapes, run.seconds, source.notes, loaded,
     )  # fmt: skip
+
+
+def _load_again(
+    loader: str, source: Source, applied: Applied, plan: Plan, directory: Path, run: _Run
+) -> LoaderCheck:  # fmt: skip
+    """Whether optimum takes what was exported, with a config.json that may be changed for it."""
+    with run.step("loader"):
+        for file in source.companions:
+            shutil.copyfile(file, directory / file.name)
+        return check_loader(loader, applied.program, plan, directory)
 
 
 def _export(applied: Applied, path: Path, opset: int) -> OnnxFile:
@@ -328,7 +347,7 @@ def _plan(
     return compress(
         analysis, options.keep, width=options.width, of=options.of, restore=chosen.restore, calibration=calibration,
         round_to=options.round_to, keep_fixed=options.keep_fixed, uncounted=options.uncounted, inexact=options.inexact,
-        seed=options.seed, schedule=options.schedule, slope=options.slope,
+        keep_caches=options.loader_compatible, seed=options.seed, schedule=options.schedule, slope=options.slope,
         progress=run.watcher.progress, **wanted,
     )  # fmt: skip
 
@@ -373,4 +392,5 @@ def _write(directory: Path, source: Source, found: Findings, report: dict[str, A
     write_json_atomic(directory / "report.json", report)
     write_text_atomic(directory / "report.md", render(report))
     for file in source.companions:
-        shutil.copyfile(file, directory / file.name)
+        if not (directory / file.name).exists():  # config.json may have been changed for a loader
+            shutil.copyfile(file, directory / file.name)

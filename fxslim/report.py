@@ -19,6 +19,7 @@ from fxslim.export import LatencyReport, OnnxCheck, OnnxFile
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.program import Program
+from fxslim.loader_check import LoaderCheck
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
 
@@ -51,11 +52,13 @@ class Findings:
     latency_shapes: dict[str, list[int]]
     seconds: dict[str, float]  # by step
     notes: tuple[str, ...] = ()
+    loader: LoaderCheck | None = None
 
 
 def make_report(found: Findings) -> dict[str, Any]:
-    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed."""
-    passed = found.proof.ok and found.check.ok
+    """The report as JSON values. `verdict` is `ok` only if the proof and the check of the ONNX file both passed, and
+    optimum's loader took it where that was asked for."""
+    passed = found.proof.ok and found.check.ok and (found.loader is None or found.loader.ok)
     report = {
         "format": FORMAT,
         "verdict": "ok" if passed else "FAILED",
@@ -68,6 +71,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "restoration": _restoration(found),
         "proof": proof_facts(found.proof),
         "parity": found.check.to_dict(),
+        "loader": None if found.loader is None else found.loader.to_dict(),
         "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes},
         "fixed": _fixed(found.analysis),
         "unknown_operators": found.analysis.unknown_ops,
@@ -125,6 +129,7 @@ def proof_facts(proof: Proof) -> dict[str, Any]:
 
 def _failures(found: Findings) -> list[str]:
     failures = [f"ONNX: {text}" for text in found.check.failures]
+    failures += [f"loader: {text}" for text in (found.loader.failures if found.loader is not None else ())]
     if not found.proof.conclusive:
         failures.insert(0, f"proof: {IDLE_MASKS}")
     elif not found.proof.ok:

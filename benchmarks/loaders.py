@@ -58,11 +58,10 @@ def saved(model: Model, where: Path) -> Source:
 
 def plans(analysis: Analysis) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and options of plans: cuts of 50 % each."""
-    kinds = "" if not any(g.caches for g in analysis.groups) else "caches too"
     yield "uniform", {}
     second = [g.name for g in analysis.prunable if re.search(r"\.1\.", g.name)]
     yield "one layer", {"groups": second}
-    if kinds:
+    if any(g.caches for g in analysis.groups):
         yield "loader-compatible", {"keep_caches": True}
 
 
@@ -195,19 +194,22 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", action="store_true", help="ONNX Runtime alone")
-    parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--only", nargs="*", help="names of models: their rows are replaced, the others stay")
     chosen = parser.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
-    run: dict[str, Any] = {"plain": chosen.plain, "versions": versions(), "rows": []}
+    kept = KEPT / f"{'plain' if chosen.plain else 'all'}.json"
+    rows = json.loads(kept.read_text())["rows"] if chosen.only and kept.exists() else []
     for model in MODELS:
         if chosen.only and model.name not in chosen.only:
             continue
+        rows = [row for row in rows if row["model"] != model.name]
         for row in rows_of(model, chosen.plain):
             print(row, flush=True)
-            run["rows"].append(row)
-    if not chosen.only:
-        (KEPT / f"{'plain' if chosen.plain else 'all'}.json").write_text(json.dumps(run, indent=1))
-        OUT.write_text(table([json.loads(f.read_text()) for f in sorted(KEPT.glob("*.json"))]))
+            rows.append(row)
+        names = [m.name for m in MODELS]
+        rows.sort(key=lambda row: names.index(row["model"]))
+        kept.write_text(json.dumps({"plain": chosen.plain, "versions": versions(), "rows": rows}, indent=1))
+    OUT.write_text(table([json.loads(f.read_text()) for f in sorted(KEPT.glob("*.json"))]))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,16 @@ from torch import Tensor
 from fxslim.decoders import PAST
 from fxslim.generation import decoder_of_session, generate_greedily
 from fxslim.graph.errors import FxslimError, InputError
+from fxslim.graph.parts import encoder_and_decoder
 from fxslim.graph.program import Program
 from fxslim.loader_config import changes_of, neurons, readable_configs
+from fxslim.loader_pairs import PAIRS, export_parts, same_translations
 from fxslim.loaders import require_optimum
 from fxslim.outputs import write_json_atomic
 from fxslim.passes.plan import Plan
+from fxslim.sources import Source
 
-__all__ = ["LoaderCheck", "check_loader", "loader_for"]
+__all__ = ["LoaderCheck", "check_loader", "loader_for", "loader_of"]
 
 _LOADERS = (
     ("ForCausalLM", "ORTModelForCausalLM"),
@@ -35,6 +38,7 @@ _LOADERS = (
     ("ForQuestionAnswering", "ORTModelForQuestionAnswering"),
     ("ForMaskedLM", "ORTModelForMaskedLM"),
     ("ForImageClassification", "ORTModelForImageClassification"),
+    ("ForConditionalGeneration", PAIRS),
     ("Model", "ORTModelForFeatureExtraction"),
 )
 _DECODER = "ORTModelForCausalLM"
@@ -85,12 +89,28 @@ def loader_for(architecture: str | None, inputs: Sequence[str], where: str) -> s
     return found
 
 
-def check_loader(loader: str, program: Program, plan: Plan, directory: Path) -> LoaderCheck:
-    """Loads `model.onnx` and `config.json` of a directory with the class `loader` of optimum, and runs it. A decoder's
-    config.json is changed where that is what lets it load; where nothing does, it stays the model's.
+def loader_of(source: Source) -> str:
+    """The name of optimum's class for results of a model; asked before the work, not after it.
 
     Raises:
-        InputError: optimum cannot be used.
+        InputError: there is none, optimum cannot be used, or the model cannot be written in the form that it wants.
+    """
+    require_optimum()
+    found = loader_for(source.architecture, source.program.outside_names, source.name)
+    if found == PAIRS:
+        encoder_and_decoder(source.program)
+    return found
+
+
+def check_loader(
+    loader: str, program: Program, plan: Plan, directory: Path, opset: int | None = None
+) -> LoaderCheck:  # fmt: skip
+    """Loads `model.onnx` and `config.json` of a directory with the class `loader` of optimum, and runs it. A decoder's
+    config.json is changed where that is what lets it load; where nothing does, it stays the model's. An encoder with a
+    decoder is first written as the two files that its class wants, at the `opset`.
+
+    Raises:
+        InputError: optimum cannot be used, or the program cannot be cut in two.
     """
     kind = getattr(require_optimum(), loader)
     from transformers import AutoConfig  # optional, and seconds to import
@@ -107,13 +127,16 @@ def check_loader(loader: str, program: Program, plan: Plan, directory: Path) -> 
         attempts, compared = readable_configs(config, caches), f"{_NEW} tokens after each of 2 prompts"
         unequal = _unequal(caches)
     reasons: list[str] = []
+    broken: list[str] = []
+    if loader == PAIRS:
+        broken, compared = export_parts(program, directory, opset), f"{_NEW} tokens for 2 texts, without a cache"
     for changes in attempts:
         written = {**raw, **extra, **changes}
         write_json_atomic(path, written)
-        said = _failures(kind, directory, given, decoder=loader == _DECODER)
-        if not said:
+        said = _failures(kind, directory, given)
+        if not said and not broken:
             return LoaderCheck(loader, compared, (), changes_of(raw, written), _versions())
-        reasons = reasons or said  # of the configuration as it came: the others are guesses
+        reasons = reasons or broken + said  # of the configuration as it came: the others are guesses
     write_json_atomic(path, raw)
     if loader == _DECODER and unequal:
         reasons.insert(0, f"config.json gives all caches one shape, and {unequal}")
@@ -134,14 +157,13 @@ def _unequal(caches: Sequence[tuple[int, int]]) -> str | None:
     return f"the key of layer 0 has {heads} heads of {width}, the {name} {others} of {its}"
 
 
-def _failures(kind: Any, directory: Path, given: Mapping[str, Tensor], *, decoder: bool) -> list[str]:
+def _failures(kind: Any, directory: Path, given: Mapping[str, Tensor]) -> list[str]:
     """What goes wrong with the class, in either mode of binding; empty where nothing does."""
     said = []
     for binding in (False, True):
         how = f"{kind.__name__} with{'' if binding else 'out'} IO binding"
         try:
-            model = kind.from_pretrained(directory, use_io_binding=binding, local_files_only=True)
-            equal = _same_tokens(model, given) if decoder else _same_outputs(model, given)
+            equal = _same(kind, directory, given, use_io_binding=binding, local_files_only=True)
         except FxslimError:
             raise
         except Exception as error:  # ONNX Runtime, optimum and transformers share no base of their errors
@@ -152,15 +174,23 @@ def _failures(kind: Any, directory: Path, given: Mapping[str, Tensor], *, decode
     return said
 
 
-def _same_tokens(model: Any, given: Mapping[str, Tensor]) -> bool:
+def _same(kind: Any, directory: Path, given: Mapping[str, Tensor], **options: Any) -> bool:
     import transformers
 
+    settings: Any = transformers.GenerationConfig
+    if "decoder_input_ids" in given:
+        return same_translations(kind.from_pretrained(directory, use_cache=False, **options), given, _NEW, settings)
+    model = kind.from_pretrained(directory, **options)
+    cached = any(name.startswith(PAST) for name in given)
+    return _same_tokens(model, given, settings) if cached else _same_outputs(model, given)
+
+
+def _same_tokens(model: Any, given: Mapping[str, Tensor], settings: Any) -> bool:
     ids = given["input_ids"][:, :_PROMPT]
     mask = torch.ones_like(ids)
     mask[1, : min(_PADDING, ids.shape[1] - 1)] = 0
     new = max(1, min(_NEW, given["attention_mask"].shape[1] - ids.shape[1]))  # no more than the model has positions
     wanted = generate_greedily(decoder_of_session(model.session), ids, new, attention_mask=mask)
-    settings: Any = transformers.GenerationConfig
     plain = settings(max_new_tokens=new, do_sample=False, num_beams=1, pad_token_id=0, use_cache=True)
     model.generation_config = plain  # not that of the directory, which may end early or forbid tokens
     return torch.equal(model.generate(input_ids=ids, attention_mask=mask, generation_config=plain), wanted)

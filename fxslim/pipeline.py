@@ -33,7 +33,7 @@ from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
-from fxslim.loader_check import LoaderCheck, check_loader, loader_for
+from fxslim.loader_check import LoaderCheck, check_loader, loader_of
 from fxslim.loaders import require_optimum
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
@@ -225,9 +225,7 @@ def _work(
     options: SlimOptions, source: Source, analysis: Analysis, directory: Path, command: str, run: _Run
 ) -> Findings:
     original = source.program  # as it came, not as it was prepared: that is what slim has to be better than
-    loader = None
-    if options.loader_compatible:
-        loader = loader_for(source.architecture, original.outside_names, source.name)
+    loader = loader_of(source) if options.loader_compatible else None
     with run.step("data"):
         calibration = calibration_of(
             source, options.calibration, samples=options.samples, window=options.window, seed=options.seed,
@@ -257,7 +255,7 @@ def _work(
                 applied.program, after, original=original, provider=options.provider, seed=options.seed,
                 threads=options.threads,
             )  # fmt: skip
-        loaded = None if loader is None else _load_again(loader, source, applied, plan, directory, run)
+        loaded = None if loader is None else _load_again(loader, source, applied, plan, directory, options.opset, run)
         with run.step("latency"):
             latency, shapes = _latency(options, original, applied.program, before, after, evaluation or calibration)
     return Findings(
@@ -267,13 +265,13 @@ def _work(
 
 
 def _load_again(
-    loader: str, source: Source, applied: Applied, plan: Plan, directory: Path, run: _Run
+    loader: str, source: Source, applied: Applied, plan: Plan, directory: Path, opset: int, run: _Run
 ) -> LoaderCheck:  # fmt: skip
     """Whether optimum takes what was exported, with a config.json that may be changed for it."""
     with run.step("loader"):
         for file in source.companions:
             shutil.copyfile(file, directory / file.name)
-        return check_loader(loader, applied.program, plan, directory)
+        return check_loader(loader, applied.program, plan, directory, opset)
 
 
 def _export(applied: Applied, path: Path, opset: int) -> OnnxFile:

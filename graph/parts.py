@@ -12,10 +12,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from fxslim.graph.axes.terms import size_of
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
-from fxslim.graph.rewriter import Rewriter
 
 __all__ = ["STATES", "encoder_and_decoder"]
 
@@ -24,6 +24,7 @@ STATES = "encoder_last_hidden_state"
 
 _LOGITS, _GIVEN = "logits", "encoder_hidden_states"
 _MASK, _IDS, _NEW_IDS = "attention_mask", "input_ids", "decoder_input_ids"
+_OF_DECODER = (_NEW_IDS, _MASK, _GIVEN)
 _SIZE = torch.ops.aten.sym_size.int
 
 
@@ -39,7 +40,7 @@ def encoder_and_decoder(program: Program) -> tuple[Program, Program]:
     states = outputs.get(STATES)
     if not isinstance(states, fx.Node) or _LOGITS not in outputs or _NEW_IDS not in program.input_names:
         raise InputError(
-            f"the program has no output {STATES!r} beside {_LOGITS!r}, or no input {_NEW_IDS!r}: it cannot be cut in two",
+            f"the program has not the outputs {_LOGITS!r} and {STATES!r} and the input {_NEW_IDS!r}: it is not two",
             at=program.source,
             remedy="run it as one graph",
         )
@@ -47,15 +48,16 @@ def encoder_and_decoder(program: Program) -> tuple[Program, Program]:
 
 
 def _encoder(program: Program) -> Program:
-    work = Rewriter(program, "encoder")
-    part = work.program
+    part = program.clone()
     _returns(part, "last_hidden_state", STATES)
-    return _finished(work, program, {})
+    _read_sizes_elsewhere(part, [n for n in part.graph.find_nodes(op="placeholder") if n.name != _NEW_IDS])
+    made = _finished(part, program, {})
+    _refuse(made, [name for name in made.input_names if name == _NEW_IDS], "the encoder", "the decoder's input")
+    return made
 
 
 def _decoder(program: Program) -> Program:
-    work = Rewriter(program, "decoder")
-    part = work.program
+    part = program.clone()
     outputs = dict(zip(part.output_names, part.output_nodes, strict=True))
     states: fx.Node = outputs[STATES]
     with part.graph.inserting_after(part.graph.find_nodes(op="placeholder")[-1]):
@@ -64,17 +66,12 @@ def _decoder(program: Program) -> Program:
     (output,) = part.graph.find_nodes(op="output")
     states.replace_all_uses_with(given, delete_user_cb=lambda user: user is not output)
     _returns(part, _LOGITS, _LOGITS)
-    _read_sizes_elsewhere(part, given)
-    (value,) = (v for n, v in zip(program.output_names, Evaluator(program).run(list(program.example_inputs)), strict=True)
-                if n == STATES)  # fmt: skip
-    made = _finished(work, program, {_GIVEN: value})
-    rest = [name for name in made.input_names if name not in (_NEW_IDS, _MASK, _GIVEN)]
-    if rest:
-        raise InputError(
-            f"the decoder reads {rest[0]!r} past the encoder's output: it is no program of its own",
-            at=program.source,
-            remedy="run encoder and decoder as one graph",
-        )
+    _read_sizes_elsewhere(part, [n for n in part.graph.find_nodes(op="placeholder") if n.name in _OF_DECODER])
+    computed = Evaluator(program).run(list(program.example_inputs))
+    value = dict(zip(program.output_names, computed, strict=True))[STATES]
+    made = _finished(part, program, {_GIVEN: value})
+    past = [name for name in made.input_names if name not in _OF_DECODER]
+    _refuse(made, past, "the decoder", "the encoder's input past its output")
     made.names = {_NEW_IDS: _IDS, **({_MASK: f"encoder_{_MASK}"} if _MASK in made.input_names else {})}
     made.dynamic[_GIVEN] = dict(program.dynamic.get(_IDS, {}))
     return made
@@ -89,26 +86,31 @@ def _returns(program: Program, name: str, old: str) -> None:
     program.out_spec = pytree.tree_flatten({name: 0})[1]
 
 
-def _read_sizes_elsewhere(program: Program, given: fx.Node) -> None:
-    """Sizes that were read off the encoder's inputs are read off what the decoder has."""
-    placeholders = {n.name: n for n in program.graph.find_nodes(op="placeholder")}
-    places = [placeholders[n] for n in (_NEW_IDS, _MASK) if n in placeholders] + [given]
-    for name, old in placeholders.items():
-        if name in (_NEW_IDS, _MASK, _GIVEN):
-            continue
-        for user in [u for u in old.users if u.target is _SIZE]:
-            size = user.meta["val"]
-            place = next(
-                ((p, d) for p in places for d, s in enumerate(p.meta["val"].shape) if str(s) == str(size)), None
-            )
-            if place is not None:
+def _refuse(part: Program, inputs: list[str], reader: str, what: str) -> None:
+    if inputs:
+        raise InputError(
+            f"{reader} reads {what}, {inputs[0]!r}: it is no program of its own",
+            at=part.source,
+            remedy="run encoder and decoder as one graph",
+        )
+
+
+def _read_sizes_elsewhere(program: Program, places: list[fx.Node]) -> None:
+    """Sizes that are read off other inputs are read off these."""
+    for old in program.graph.find_nodes(op="placeholder"):
+        for user in [u for u in old.users if u.target is _SIZE and old not in places]:
+            size = user.meta["val"].node.expr
+            found = ((p, d) for p in places for d, s in enumerate(p.meta["val"].shape) if size_of(s) == size)
+            if (place := next(found, None)) is not None:
                 user.args = place
 
 
-def _finished(work: Rewriter, program: Program, added: Mapping[str, Tensor]) -> Program:
+def _finished(part: Program, program: Program, added: Mapping[str, Tensor]) -> Program:
     """The part without what nothing reads any more, its inputs, example and specification reduced to what is left."""
-    part = work.program
-    work.sweep()
+    # Attention counts as impure, for it may draw a dropout; here nothing does but through what it returns.
+    part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    for name in part.info.keys() - part.weight_nodes().keys():
+        del part.weights[name], part.info[name]
     examples = {**dict(zip(program.input_names, program.example_inputs, strict=True)), **added}
     for node in part.graph.find_nodes(op="placeholder"):
         if not node.users:

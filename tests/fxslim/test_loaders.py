@@ -22,7 +22,8 @@ from fxslim.generation import decoder_of_program, generate_greedily
 from fxslim.graph.axes.groups import analyze
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
-from fxslim.loader_check import check_loader, loader_for
+from fxslim.loader_check import _failures, check_loader, loader_for
+from fxslim.loaders import require_optimum
 from fxslim.passes.plan import Plan
 from fxslim.sources import load_model
 from tests.fxslim.test_cli import run
@@ -46,6 +47,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**TEXT, "num_key_value_heads": 2}),
     "bert": ("BertForSequenceClassification", "BertConfig", TEXT),
+    "t5": (
+        "T5ForConditionalGeneration", "T5Config",
+        {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 22, "num_layers": 1, "num_heads": 4,
+         "decoder_start_token_id": 0},
+    ),
     "vit": (
         "ViTForImageClassification", "ViTConfig",
         {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 22, "image_size": 8,
@@ -183,6 +189,24 @@ def test_the_stock_loader_refuses_unequal_caches(results: Results, tmp_path: Pat
 
 
 @optimum
+def test_an_encoder_with_a_decoder_loads_as_two_files(results: Results, tmp_path: Path) -> None:
+    program, plan = results.cut("t5", tmp_path, "neurons")
+    found = check_loader("ORTModelForSeq2SeqLM", program, plan, tmp_path)
+    assert found.ok, found.failures
+    assert {f.name for f in tmp_path.glob("*.onnx")} == {"model.onnx", "encoder_model.onnx", "decoder_model.onnx"}
+    (tmp_path / "encoder_model.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
+    assert any("decoder_input_ids" in said for said in _failures(optimum_class(), tmp_path, given(program)))
+
+
+def optimum_class() -> Any:
+    return require_optimum().ORTModelForSeq2SeqLM
+
+
+def given(program: Program) -> dict[str, Tensor]:
+    return dict(zip(program.outside_names, program.example_inputs, strict=True))
+
+
+@optimum
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_encoders_load_unchanged(results: Results, name: str, tmp_path: Path) -> None:
     program, plan = results.cut(name, tmp_path)
@@ -262,7 +286,7 @@ def test_only_what_is_there_can_be_asked_for() -> None:
     ("architecture", "said"),
     [
         (None, "none of Hugging Face"),
-        ("T5ForConditionalGeneration", "no loader of optimum is known for T5ForConditionalGeneration"),
+        ("BertForPreTraining", "no loader of optimum is known for BertForPreTraining"),
         ("OPTForCausalLM", "add --task text-generation"),
     ],
 )

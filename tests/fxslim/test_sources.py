@@ -94,6 +94,17 @@ def test_the_type_is_what_was_asked_for(pristine_opt: Path) -> None:
         load_model(str(pristine_opt), dtype="int64")
 
 
+def test_segments_are_an_input_where_there_are_several(tmp_path: Path) -> None:
+    for types in (2, 1):
+        config = tiny_bert()
+        config.type_vocab_size = types
+        BertModel(config).save_pretrained(tmp_path)
+        kwargs = load_model(str(tmp_path)).kwargs
+        assert ("token_type_ids" in kwargs) is (types == 2)
+        if types == 2:
+            assert kwargs["token_type_ids"].unique().tolist() == [0, 1]
+
+
 def test_an_encoder_decoder_has_a_target_sequence(tmp_path: Path) -> None:
     config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)

@@ -195,9 +195,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", action="store_true", help="ONNX Runtime alone")
     parser.add_argument("--only", nargs="*", help="names of models: their rows are replaced, the others stay")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder of the rows that the table is made of")
     chosen = parser.parse_args()
-    KEPT.mkdir(parents=True, exist_ok=True)
-    kept = KEPT / f"{'plain' if chosen.plain else 'all'}.json"
+    chosen.kept.mkdir(parents=True, exist_ok=True)
+    kept = chosen.kept / f"{'plain' if chosen.plain else 'all'}.json"
     rows = json.loads(kept.read_text())["rows"] if chosen.only and kept.exists() else []
     for model in MODELS:
         if chosen.only and model.name not in chosen.only:
@@ -209,7 +211,7 @@ def main() -> None:
         names = [m.name for m in MODELS]
         rows.sort(key=lambda row: names.index(row["model"]))
         kept.write_text(json.dumps({"plain": chosen.plain, "versions": versions(), "rows": rows}, indent=1))
-    OUT.write_text(table([json.loads(f.read_text()) for f in sorted(KEPT.glob("*.json"))]))
+    chosen.out.write_text(table([json.loads(f.read_text()) for f in sorted(chosen.kept.glob("*.json"))]))
 
 
 if __name__ == "__main__":

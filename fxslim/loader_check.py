@@ -117,7 +117,11 @@ def check_loader(
 
     path = directory / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # code that comes with a model is not run here
+        said = f"config.json cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return LoaderCheck(loader, "nothing", (said,), {}, _versions())
     extra = neurons(config, plan)
     given = dict(zip(program.outside_names, program.example_inputs, strict=True))
     attempts: Iterator[dict[str, Any]] = iter([{}])
@@ -133,10 +137,10 @@ def check_loader(
     for changes in attempts:
         written = {**raw, **extra, **changes}
         write_json_atomic(path, written)
-        said = _failures(kind, directory, given)
-        if not said and not broken:
+        failed = _failures(kind, directory, given)
+        if not failed and not broken:
             return LoaderCheck(loader, compared, (), changes_of(raw, written), _versions())
-        reasons = reasons or broken + said  # of the configuration as it came: the others are guesses
+        reasons = reasons or broken + failed  # of the configuration as it came: the others are guesses
     write_json_atomic(path, raw)
     if loader == _DECODER and unequal:
         reasons.insert(0, f"config.json gives all caches one shape, and {unequal}")

@@ -218,6 +218,15 @@ def test_encoders_load_unchanged(results: Results, name: str, tmp_path: Path) ->
 
 
 @optimum
+def test_a_configuration_that_nothing_reads_is_a_failure(results: Results, tmp_path: Path) -> None:
+    program, plan = results.cut("vit", tmp_path)
+    edit = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**edit, "model_type": "nobody's"}))
+    found = check_loader("ORTModelForImageClassification", program, plan, tmp_path)
+    assert not found.ok and found.failures[0].startswith("config.json cannot be read: ")
+
+
+@optimum
 def test_a_loader_that_computes_something_else_is_found(results: Results, tmp_path: Path) -> None:
     """The check compares: a class that adds to what its session returns does not pass."""
     import optimum.onnxruntime

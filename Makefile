@@ -7,17 +7,20 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo models zoo bench-quality bench-ablation bench-runtimes fuzz wheel clean
+.PHONY: help install test check format demo models zoo bench-quality bench-ablation bench-runtimes bench-loaders fuzz wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
 
 install: $(VENV)/.dev ## Create .venv with everything that development needs
 
-# Other runtimes where they can be installed; without them their tests are skipped, with a reason.
-test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
+# Other runtimes where they can be installed; without them their tests are skipped, with a reason. The second run has
+# optimum, which goes with transformers 4.57 alone. Without logging: optimum's turns on what torch would write of its
+# tracing, and keeping that takes longer than the tests.
+test: $(VENV)/.dev build/optimum/.done ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
 	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
+	PYTHONPATH=build/optimum $(BIN)/pytest -n 0 -p no:logging tests/fxslim/test_loaders.py
 
 check: $(VENV)/.dev layout ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -41,8 +44,16 @@ build/vision/.done: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --target build/vision torchvision timm pillow
 	@touch $@
 
+# transformers 4.57 with what it needs in versions of its own (tokenizers, requests), beside the 5 of .venv; with optimum
+# for its loaders, which do not go with 5.
+TRANSFORMERS4 := "transformers<5" "huggingface-hub<1" "tokenizers<0.23" requests urllib3 idna certifi charset-normalizer
+
 build/transformers4/.done: | $(VENV)/.dev
-	$(BIN)/pip install --quiet --no-deps --target build/transformers4 "transformers<5" "huggingface-hub<1"
+	$(BIN)/pip install --quiet --no-deps --target build/transformers4 $(TRANSFORMERS4)
+	@touch $@
+
+build/optimum/.done: | $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-deps --target build/optimum "optimum<2.2" "optimum-onnx<0.2" $(TRANSFORMERS4)
 	@touch $@
 
 zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over torchvision, timm, transformers (hours)
@@ -54,6 +65,10 @@ zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over tor
 
 bench-quality: $(VENV)/.dev ## Every method at equal budgets on MODEL, a directory with calib.txt and valid.txt
 	$(BIN)/python -W ignore -m benchmarks.quality $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)
+
+bench-loaders: $(VENV)/.dev build/optimum/.done ## What optimum's loaders, ours and ONNX Runtime make of results
+	PYTHONPATH=build/optimum $(BIN)/python -W ignore -m benchmarks.loaders $(LOADERS_ARGS)
+	$(BIN)/python -W ignore -m benchmarks.loaders --plain $(LOADERS_ARGS)
 
 bench-ablation: $(VENV)/.dev ## What single choices are worth on MODEL (as bench-quality)
 	$(BIN)/python -W ignore -m benchmarks.ablation $(or $(MODEL),$(error give MODEL=DIRECTORY)) $(QUALITY_ARGS)

@@ -1,6 +1,7 @@
 """From a Program to an ONNX file, and the proof that the file computes the same, where, and how fast."""
 
 from fxslim.export.check import OnnxCheck, Reference, ShapeCheck, check_onnx
+from fxslim.export.clean import refuse_dim_names
 from fxslim.export.latency import LatencyReport, Ratio, measure_latency
 from fxslim.export.model_file import Interface, OnnxFile, describe
 from fxslim.export.providers import available_providers, create_session, node_assignments, resolve_provider
@@ -33,6 +34,7 @@ __all__ = [
     "export_onnx",
     "measure_latency",
     "node_assignments",
+    "refuse_dim_names",
     "resolve_provider",
     "run_float64",
 ]

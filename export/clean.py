@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import onnx_ir as ir
 
 from fxslim.export.weights import PERMUTATION
-from fxslim.graph.errors import ExportError
+from fxslim.graph.errors import ExportError, InputError
 
-__all__ = ["check_dim_names", "clean", "dim_name_is_safe", "name_dims"]
+__all__ = ["check_dim_names", "clean", "dim_name_is_safe", "name_dims", "refuse_dim_names"]
 
 # Viewers group nodes by these two; everything else that the exporter attaches is its own debugging aid and holds
 # source lines with absolute paths (up to half of a small file).
@@ -90,4 +91,21 @@ def check_dim_names(model: ir.Model) -> None:
                 raise ExportError(
                     f"the dimension name {name!r} of {value.name!r} is not a name, or a sum or product of names",
                     remedy="name the dynamic dimensions with letters, digits and underscores",
+                )
+
+
+def refuse_dim_names(session: Any) -> None:
+    """Returns if every dimension of an `onnxruntime.InferenceSession` has a name that a loader may read.
+
+    Raises:
+        InputError: one has another: optimum evaluates the names of outputs' dimensions as Python.
+    """
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        for name in value.shape or ():
+            if isinstance(name, str) and not dim_name_is_safe(name):
+                raise InputError(
+                    f"a dimension of {value.name!r} is called {name[:80]!r}, which is no name and no sum of names",
+                    at=str(getattr(session, "_model_path", "") or "the ONNX file"),
+                    rule="loaders evaluate the names of dimensions, so that a name may run any code",
+                    remedy="do not load the file with optimum; one that fxslim exports has plain names",
                 )

@@ -19,7 +19,7 @@ Examples:
 
   fxslim bench out/demo
 
-  fxslim bench out/demo --sizes batch=1,sequence=64 --sizes batch=8,sequence=64 --threads 2
+  fxslim bench out/demo --sizes batch_size=1,sequence_length=64 --sizes batch_size=8,sequence_length=64 --threads 2
 """
 
 
@@ -32,7 +32,9 @@ def bench(
     ] = None,
     sizes: Annotated[
         list[str] | None,
-        typer.Option(help="Sizes by dimension, such as batch=1,sequence=256; may be given again.", show_default=False),
+        typer.Option(
+            help="Sizes by dimension, such as batch_size=1,sequence_length=256; may be given again.", show_default=False
+        ),
     ] = None,
     provider: c.Provider = "auto",
     threads: c.Threads = 1,

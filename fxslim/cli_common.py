@@ -153,7 +153,7 @@ Threads = Annotated[int, typer.Option(help="Threads of an ONNX Runtime session."
 Sizes = Annotated[
     str | None,
     typer.Option(
-        help="Sizes at which is timed, by dimension: batch=1,sequence=256. Default: one row of the data.",
+        help="Sizes at which is timed, by dimension: batch_size=1,sequence_length=256. Default: one row of the data.",
         show_default=False,
     ),
 ]
@@ -163,6 +163,13 @@ TaskName = Annotated[
         "--task",
         help="How a Hugging Face model is called: text-generation has its key-value cache as inputs and outputs.",
         show_default=False,
+    ),
+]
+LoaderCompatible = Annotated[
+    bool,
+    typer.Option(
+        "--loader-compatible",
+        help="Cut only what optimum's own loaders can load; slim proves it by loading the result (needs optimum).",
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="Load the weights as this type, such as float32.")]

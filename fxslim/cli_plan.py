@@ -67,6 +67,7 @@ def plan(
     seed: c.Seed = 0,
     split_fused: c.SplitFused = False,
     task: c.TaskName = None,
+    loader_compatible: c.LoaderCompatible = False,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -98,7 +99,7 @@ def plan(
         made = make_plan(
             analysis, keep, width=width, of=of, calibration=data, round_to=round_to, uncounted=tuple(uncounted or ()),
             keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, schedule=schedule, slope=slope,
-            progress=shown.progress, **wanted,
+            keep_caches=loader_compatible, progress=shown.progress, **wanted,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
         warning = shortage_of_plan(analysis, made, data)

@@ -62,6 +62,7 @@ def slim(
     sizes: c.Sizes = None,
     split_fused: c.SplitFused = False,
     task: c.TaskName = None,
+    loader_compatible: c.LoaderCompatible = False,
     dtype: c.Dtype = None,
     onnx_dtype: c.OnnxDtype = None,
     quantize: c.Quantize = None,
@@ -83,8 +84,9 @@ def slim(
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
-        threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused, task=task, dtype=dtype,
-        onnx_dtype=onnx_dtype, quantize=quantize, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+        threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused, task=task,
+        loader_compatible=loader_compatible, dtype=dtype, onnx_dtype=onnx_dtype, quantize=quantize,
+        trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with c.watching(quiet) as shown:
         report = run(options, out, overwrite=overwrite, watcher=shown)

@@ -36,10 +36,12 @@ _TASKS: tuple[tuple[str, Task], ...] = (
     ("ForMaskedLM", "masked-lm"),
     ("ForSequenceClassification", "classification"),
     ("ForTokenClassification", "classification"),
+    ("ForQuestionAnswering", "question-answering"),
     ("ForImageClassification", "image-classification"),
     ("ForConditionalGeneration", "seq2seq"),
     ("Model", "feature-extraction"),
 )
+_BATCH = "batch_size"  # dimensions are called as optimum calls them
 _ROWS, _LENGTH, _TARGET_LENGTH = 2, 24, 20  # of the example inputs; different, so that no two sizes are mistaken
 
 
@@ -60,7 +62,7 @@ def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype, 
         tokenizer = _tokenizer(transformers, directory, trust_remote_code)
     known = Source(
         name=model, module=module, tokenizer=tokenizer, task=_task(type(module).__name__), directory=directory,
-        max_positions=_max_positions(module.config), notes=notes,
+        max_positions=_max_positions(module.config), notes=notes, architecture=type(module).__name__,
     )  # fmt: skip
     if task is not None:
         return _with_caches(known, module, str(directory))
@@ -287,7 +289,7 @@ def _example_inputs(
         size = getattr(config, "image_size", None) or 224
         height, width = size if isinstance(size, list | tuple) else (size, size)
         shape = (_ROWS, getattr(config, "num_channels", None) or 3, height, width)
-        return {"pixel_values": torch.rand(shape, generator=generator).to(dtype)}, {"pixel_values": {0: "batch"}}
+        return {"pixel_values": torch.rand(shape, generator=generator).to(dtype)}, {"pixel_values": {0: _BATCH}}
     if not text or vision:
         raise InputError(
             f"{type(module).__name__} takes inputs that cannot be made up from its configuration",
@@ -297,12 +299,15 @@ def _example_inputs(
     vocabulary = _vocabulary(module)
     limit = _max_positions(config) or _LENGTH
     ids = torch.randint(0, vocabulary, (_ROWS, min(_LENGTH, limit)), generator=generator)
+    seq2seq = "decoder_input_ids" in accepted
+    dims = {0: _BATCH, 1: "encoder_sequence_length" if seq2seq else "sequence_length"}
     kwargs = {"input_ids": ids}
-    shapes = {"input_ids": {0: "batch", 1: "sequence"}}
     if "attention_mask" in accepted:
         kwargs["attention_mask"] = torch.ones_like(ids)
-        shapes["attention_mask"] = {0: "batch", 1: "sequence"}
-    if "decoder_input_ids" in accepted:
+    if "token_type_ids" in accepted and (getattr(config, "type_vocab_size", None) or 0) > 1:
+        kwargs["token_type_ids"] = (torch.arange(ids.shape[1]) * 3 // ids.shape[1] == 2).to(ids).expand_as(ids).clone()
+    shapes = {name: dict(dims) for name in kwargs}
+    if seq2seq:
         kwargs["decoder_input_ids"] = ids[:, : min(_TARGET_LENGTH, limit)].clone()
-        shapes["decoder_input_ids"] = {0: "batch", 1: "target_sequence"}
+        shapes["decoder_input_ids"] = {0: _BATCH, 1: "decoder_sequence_length"}
     return kwargs, shapes

@@ -31,6 +31,8 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
 from fxslim.latency_plans import LatencyPlans, MeasuredPlan
+from fxslim.loader_check import LoaderCheck, check_loader, loader_of
+from fxslim.loaders import require_optimum
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
 from fxslim.passes.methods import settings
@@ -104,6 +106,8 @@ def slim(
     """
     options.refuse_contradictions()
     require_provider(options.provider)
+    if options.loader_compatible:
+        require_optimum()  # said before the work, not after it
     run, command = _Run(watcher or Unwatched()), options.command(Path(out))
     with OutputDirectory(out, overwrite=overwrite, facts={"command": command}) as directory:
         source, analysis = _load(options, run)
@@ -130,6 +134,7 @@ def _work(
     options: SlimOptions, source: Source, analysis: Analysis, directory: Path, command: str, run: _Run
 ) -> Findings:
     original = source.program  # as it came, not as it was prepared: that is what slim has to be better than
+    loader = loader_of(source) if options.loader_compatible else None
     with run.step("data"):
         calibration = calibration_of(
             source, options.calibration, samples=options.samples, window=options.window, seed=options.seed,
@@ -170,6 +175,7 @@ def _work(
                 applied.program, after, original=original, provider=options.provider, seed=options.seed,
                 threads=options.threads,
             )  # fmt: skip
+        loaded = None if loader is None else _load_again(loader, source, applied, plan, directory, options.opset, run)
         with run.step("latency"):
             inputs = {"original": inputs_of(original), "slim": inputs_of(applied.program)}
             latency, shapes = _latency(options, original, inputs, before, after)
@@ -185,7 +191,18 @@ def _work(
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
         files, check, latency, shapes, run.seconds, source.notes, options.provider, opened, tuple(variants), paced,
+        loaded,
     )  # fmt: skip
+
+
+def _load_again(
+    loader: str, source: Source, applied: Applied, plan: Plan, directory: Path, opset: int, run: _Run
+) -> LoaderCheck:  # fmt: skip
+    """Whether optimum takes what was exported, with a config.json that may be changed for it."""
+    with run.step("loader"):
+        for file in source.companions:
+            shutil.copyfile(file, directory / file.name)
+        return check_loader(loader, applied.program, plan, directory, opset)
 
 
 def _export(applied: Applied, path: Path, opset: int) -> OnnxFile:
@@ -266,8 +283,8 @@ def _plan(wanted: _Wanted) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
     )  # fmt: skip
     asked: dict[str, Any] = {
         **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
-        "uncounted": options.uncounted, "inexact": options.inexact, "seed": options.seed,
-        "schedule": options.schedule, "slope": options.slope, "progress": run.watcher.progress,
+        "uncounted": options.uncounted, "inexact": options.inexact, "keep_caches": options.loader_compatible,
+        "seed": options.seed, "schedule": options.schedule, "slope": options.slope, "progress": run.watcher.progress,
     }  # fmt: skip
     if options.groups is not None:
         asked["groups"] = options.groups
@@ -315,4 +332,5 @@ def _write(directory: Path, source: Source, found: Findings, report: dict[str, A
     write_json_atomic(directory / "report.json", report)
     write_text_atomic(directory / "report.md", render(report))
     for file in source.companions:
-        shutil.copyfile(file, directory / file.name)
+        if not (directory / file.name).exists():  # config.json may have been changed for a loader
+            shutil.copyfile(file, directory / file.name)

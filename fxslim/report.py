@@ -20,6 +20,7 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.program import Program
 from fxslim.latency_plans import MeasuredPlan
+from fxslim.loader_check import LoaderCheck
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
 from fxslim.variants import Variant
@@ -57,11 +58,12 @@ class Findings:
     opened: dict[str, str | None] = field(default_factory=dict)  # how it was opened: its form (a task), its type
     variants: tuple[Variant, ...] = ()  # further files, in other types
     paced: MeasuredPlan | None = None  # where the plan was made by latency
+    loader: LoaderCheck | None = None
 
 
 def make_report(found: Findings) -> dict[str, Any]:
-    """The report as JSON values. `verdict` is `ok` only if the proof and the checks of all ONNX files passed, and
-    a plan by latency made the model faster."""
+    """The report as JSON values. `verdict` is `ok` only if the proof and the checks of all ONNX files passed,
+    optimum's loader took it where that was asked for, and a plan by latency made the model faster."""
     failures = _failures(found)
     report = {
         "format": FORMAT,
@@ -76,6 +78,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "proof": proof_facts(found.proof),
         "provider": _provider(found),
         "parity": found.check.to_dict(),
+        "loader": None if found.loader is None else found.loader.to_dict(),
         "latency": {**found.latency.to_dict(), "shapes": found.latency_shapes, "plan": _paced(found)},
         "fixed": _fixed(found.analysis),
         "unknown_operators": found.analysis.unknown_ops,
@@ -135,6 +138,7 @@ def proof_facts(proof: Proof) -> dict[str, Any]:
 def _failures(found: Findings) -> list[str]:
     failures = [f"ONNX: {text}" for text in found.check.failures]
     failures += [f"{v.kind}: {text}" for v in found.variants for text in v.failures]
+    failures += [f"loader: {text}" for text in (found.loader.failures if found.loader is not None else ())]
     if not found.proof.conclusive:
         failures.insert(0, f"proof: {IDLE_MASKS}")
     elif not found.proof.ok:

@@ -26,6 +26,7 @@ def headline(report: dict[str, Any]) -> list[str]:
         ("the ONNX file computes what the slim program computes" if parity["ok"] else "the ONNX file FAILED its check")
         + f", on {parity['provider']} at {_count(_runs(parity), 'run')}",
         *(variant_line(v, report["costs"], report["quality"]) for v in report["variants"]),
+        *_loader_line(report["loader"]),
         *_shortage(report["restoration"]),
     ]
 
@@ -42,6 +43,7 @@ def render(report: dict[str, Any]) -> str:
         _restoration(report["restoration"]),
         _proof(report["proof"]),
         _parity(report["parity"]),
+        _loader(report["loader"]),
         _latency(report["latency"]),
         _variants(report["variants"], report["costs"], report["quality"]),
         _fixed(report),
@@ -83,6 +85,27 @@ def _quality_line(quality: dict[str, Any] | None) -> str:
         return "quality was not measured: no evaluation data"
     change = f"{_number(quality['before'])} -> {_number(quality['after'])}"
     return f"{quality['name']} {change} over {quality['count']:,} predictions"
+
+
+def _loader_line(loader: dict[str, Any] | None) -> list[str]:
+    if loader is None:
+        return []
+    said = "takes the result as it is" if not loader["config"] else "takes the result with its own config.json"
+    if not loader["ok"]:
+        said = "DOES NOT TAKE the result"
+    return [f"optimum's {loader['loader']} {said}"]
+
+
+def _loader(loader: dict[str, Any] | None) -> list[str]:
+    """What was compared, and what config.json was made to say."""
+    if loader is None:
+        return []
+    versions = ", ".join(f"{name} {value}" for name, value in loader["versions"].items())
+    lines = ["## Loader", "", f"{loader['loader']}, with and without IO binding: {loader['compared']} ({versions})."]
+    if loader["config"]:
+        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in loader["config"].items())
+        lines += ["", f"config.json was changed to describe the caches, not the weights: {changes}."]
+    return lines
 
 
 def _proof_line(proof: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ class SlimOptions:
     sizes: str | None = None
     split_fused: bool = False
     task: str | None = None
+    loader_compatible: bool = False
     dtype: str | None = None
     onnx_dtype: Literal["float16", "bfloat16"] | None = None
     quantize: Quantization | None = None

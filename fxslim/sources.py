@@ -31,7 +31,10 @@ from fxslim.models.digits_resnet import DigitsResNet
 
 __all__ = ["BUNDLED", "TASKS", "Source", "Task", "load_model", "refuse_bad_weights"]
 
-Task = Literal["causal-lm", "classification", "feature-extraction", "masked-lm", "seq2seq", "image-classification"]
+Task = Literal[
+    "causal-lm", "classification", "feature-extraction", "masked-lm", "question-answering", "seq2seq",
+    "image-classification",
+]  # fmt: skip
 """What a model is for, as far as evaluation needs to know."""
 
 TASKS = ("text-generation",)
@@ -66,6 +69,7 @@ class Source:
     notes: tuple[str, ...] = ()  # what the user should know about how it was loaded
     caches: Mapping[str, str] | None = None  # as in `capture`
     names: Mapping[str, str] = field(default_factory=dict)  # as in `capture`
+    architecture: str | None = None  # the class of a Hugging Face model
 
     @cached_property
     def program(self) -> Program:

@@ -18,7 +18,7 @@ __all__ = ["parse_sizes", "sized_inputs", "timed_inputs"]
 
 
 def parse_sizes(text: str | None) -> dict[str, int] | None:
-    """Sizes by the names of dynamic dimensions: `batch=1,sequence=256`. None for none.
+    """Sizes by the names of dynamic dimensions: `batch_size=1,sequence_length=256`. None for none.
 
     Raises:
         InputError: something is no name=number, or less than 0.
@@ -29,7 +29,7 @@ def parse_sizes(text: str | None) -> dict[str, int] | None:
     for part in (p.strip() for p in text.split(",") if p.strip()):
         name, _, number = part.rpartition("=")
         if not name or not number.strip().isdigit() or name in found:
-            raise InputError(f"{part!r} is no size of a dimension", remedy="--sizes batch=1,sequence=256")
+            raise InputError(f"{part!r} is no size of a dimension", remedy="--sizes batch_size=1,sequence_length=256")
         found[name.strip()] = int(number)
     return found
 

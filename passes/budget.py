@@ -26,12 +26,14 @@ _WHOLE_UNITS = ("heads", "key-value heads")  # units of their own: rounding to a
 
 
 def choose_groups(
-    analysis: Analysis, *, groups: Sequence[str] | None, keep_fixed: Sequence[str], inexact: bool
-) -> tuple[list[Group], list[str]]:
+    analysis: Analysis, *, groups: Sequence[str] | None, keep_fixed: Sequence[str], inexact: bool,
+    keep_caches: bool = False,
+) -> tuple[list[Group], list[str]]:  # fmt: skip
     """The groups that a plan may cut, and notes on those left out.
 
     `groups` are kinds (`neurons`) or patterns of group names; `keep_fixed` are patterns of group or weight names
-    that stay whole. Inexact groups are left out unless `inexact`.
+    that stay whole. Inexact groups are left out unless `inexact`, and with `keep_caches` those on which the shape of a
+    cache depends.
 
     Raises:
         InputError: a pattern matches nothing.
@@ -49,6 +51,9 @@ def choose_groups(
             )
     chosen = [g for g in chosen if not any(_mentions(g, p) for p in keep_fixed)]
     notes = []
+    if keep_caches and (cached := [g for g in chosen if g.caches]):
+        notes.append(f"the caches keep their shapes: {len(cached)} groups stay whole, among them {cached[0].name}")
+        chosen = [g for g in chosen if not g.caches]
     if not inexact:
         left = [g for g in chosen if not g.exact]
         chosen = [g for g in chosen if g.exact]

@@ -45,6 +45,7 @@ class PlanOptions(Choices, total=False):
     clock: Clock | None  # knows how long operators take where the model is to run (`fxslim.export.clock`)
     round_to: int  # counts are multiples of this: 1 by default
     keep_fixed: Sequence[str]  # patterns of groups or weights that stay whole
+    keep_caches: bool  # key-value caches keep their shapes: False by default
     uncounted: Sequence[str]  # patterns of weights that `keep` does not count: embeddings, where blocks are meant
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     schedule: Schedule  # of the rounds: the same share ("geometric", by default) or number ("linear") goes in each

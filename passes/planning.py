@@ -63,6 +63,7 @@ class Planning:
         self.round_to, self.seed = options.get("round_to", 1), options.get("seed", 0)
         self.inexact, self.progress = options.get("inexact", False), options.get("progress")
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
+        self.keep_caches = options.get("keep_caches", False)
         self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
         self.uncounted = patterns(options.get("uncounted", ())) or []
         self.clock = options.get("clock") if self.of == "latency" else None
@@ -73,8 +74,9 @@ class Planning:
         self.costs = CostModel(analysis.axes, outside, before, self.clock)
         self._check()
         self.chosen, self.notes = choose_groups(
-            analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact
-        )
+            analysis, groups=self.groups, keep_fixed=self.keep_fixed, inexact=self.inexact,
+            keep_caches=self.keep_caches,
+        )  # fmt: skip
         self.subspaces: list[Subspace] = []
         if self.subspace:
             self.subspaces, refused = find_subspaces(analysis, [g for g in self.chosen if g.exact])
@@ -320,6 +322,6 @@ class Planning:
             "keep": self.keep, "width": self.width, "of": self.of, "importance": self.importance,
             "subspace": self.subspace, "ranks": bool(self.matrices), "budget": self.budget, "round_to": self.round_to,
             "inexact": self.inexact, "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
-            "uncounted": self.uncounted,
+            "keep_caches": self.keep_caches, "uncounted": self.uncounted,
             "data": digest(self.batches) if (self.subspaces or self.ranks) and self.batches else None,
         }  # fmt: skip

@@ -82,7 +82,7 @@ def test_a_directory_gives_inputs_tokenizer_and_task(pristine_opt: Path) -> None
     assert not source.module.config.use_cache
     assert {f.name for f in source.companions} >= {"config.json", "tokenizer.json"}
     assert not any(f.suffix == ".safetensors" for f in source.companions)
-    dims = {0: "batch", 1: "sequence"}
+    dims = {0: "batch_size", 1: "sequence_length"}
     assert source.program.dynamic == {"input_ids": dims, "attention_mask": dims}
     assert source.program.output_names == ("logits",)
 
@@ -94,12 +94,23 @@ def test_the_type_is_what_was_asked_for(pristine_opt: Path) -> None:
         load_model(str(pristine_opt), dtype="int64")
 
 
+def test_segments_are_an_input_where_there_are_several(tmp_path: Path) -> None:
+    for types in (2, 1):
+        config = tiny_bert()
+        config.type_vocab_size = types
+        BertModel(config).save_pretrained(tmp_path)
+        kwargs = load_model(str(tmp_path)).kwargs
+        assert ("token_type_ids" in kwargs) is (types == 2)
+        if types == 2:
+            assert kwargs["token_type_ids"].unique().tolist() == [0, 1]
+
+
 def test_an_encoder_decoder_has_a_target_sequence(tmp_path: Path) -> None:
     config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     source = load_model(str(tmp_path))
     assert source.task == "seq2seq"
-    assert source.dynamic_shapes["decoder_input_ids"] == {0: "batch", 1: "target_sequence"}
+    assert source.dynamic_shapes["decoder_input_ids"] == {0: "batch_size", 1: "decoder_sequence_length"}
     outputs = source.module(**source.kwargs)
     assert outputs.logits.shape == (2, 20, 50)
 
@@ -112,7 +123,7 @@ def test_a_vision_model_takes_images_of_its_size(tmp_path: Path) -> None:
     source = load_model(str(tmp_path))
     assert source.task == "image-classification"
     assert source.kwargs["pixel_values"].shape == (2, 3, 8, 8)
-    assert source.program.dynamic == {"pixel_values": {0: "batch"}}
+    assert source.program.dynamic == {"pixel_values": {0: "batch_size"}}
 
 
 def tiny_bert() -> BertConfig:

@@ -25,6 +25,7 @@ from fxslim.graph.errors import PlanError
 from fxslim.graph.program import Program
 from fxslim.operator_times import OperatorTimes
 from fxslim.passes.budget import choose_groups
+from fxslim.passes.options import check_options
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prune import Prune
 from fxslim.passes.subspaces import leading
@@ -89,7 +90,11 @@ class LatencyPlans:
         Raises:
             InputError, PlanError, VerifyError: as `compress` does.
         """
-        multiple = round_to if round_to > 1 else self.preferred_multiple(options.get("keep_fixed", ()))
+        check_options({**options, "of": of, "clock": self.clock, "round_to": round_to})  # type: ignore[typeddict-item]
+        whole_branches = options.get("depth")  # there sizes stay what they are
+        multiple = round_to
+        if round_to == 1 and not whole_branches:
+            multiple = self.preferred_multiple(options.get("keep_fixed", ()))
         self.clock.unit = multiple
         found: list[tuple[Attempt, Plan, Applied]] = []
         target, surveys = keep, options.pop("surveys", None) or {}

@@ -146,3 +146,10 @@ def test_one_row_of_data_is_timed_unless_sizes_are_given() -> None:
     assert timed_inputs(program, program, data)["slim"][0].shape == (1, 16)
     assert timed_inputs(program, program, None)["slim"][0].shape == (3, 16)
     assert timed_inputs(program, program, data, {"batch": 6})["original"][0].shape == (6, 16)
+
+
+def test_what_no_clock_can_tell_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    machine = FakeMachine(tmp_path)
+    machine.preferred_multiple = lambda *_: pytest.fail("measured")  # type: ignore[method-assign, assignment]
+    with pytest.raises(InputError, match="of latency: no effect where ranks are chosen"):
+        machine.compress(0.5, metric="whitened", calibration=[(torch.randn(8, 16),)])

@@ -41,6 +41,8 @@ class OperatorClock:
 
     def nanoseconds(self, job: Job, whole: tuple[int, ...], sizes: tuple[int, ...]) -> float:
         """The time of a job at these sizes, in ns: between the sizes that are measured, interpolated along each."""
+        if 0 in sizes:
+            return 0.0  # an empty cache, a group of which nothing is left: there is nothing to do
         corners = [_bracket(n, size, self.unit) for n, size in zip(whole, sizes, strict=True)]
         total = 0.0
         for corner in itertools.product(*corners):

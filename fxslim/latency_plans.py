@@ -33,7 +33,7 @@ from fxslim.passes.subspaces import leading
 __all__ = ["Attempt", "LatencyPlans", "MeasuredPlan"]
 
 _PERIOD = 32  # sizes on its multiples are fast on everything that is known
-_MULTIPLES = (1, 2, 4, 8, 16)
+_MULTIPLES = (1, 4, 16)
 _PROBED = 0.8  # the share of positions around which multiples are compared
 _WORTH = 1.03  # a multiple is taken if sizes on it are at most so much slower than those on the period let expect
 _WIDE = 64  # narrower groups do not take part in the comparison

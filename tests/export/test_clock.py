@@ -85,6 +85,13 @@ def test_times_between_measured_sizes_are_interpolated_and_few_are_measured() ->
     assert len(clock.asked) <= 10 * 10
 
 
+def test_what_is_empty_takes_no_time_and_is_not_run() -> None:
+    clock = Table()
+    assert clock.nanoseconds(LINEAR, (1, 0, 64, 80), (1, 0, 64, 80)) == 0
+    assert clock.nanoseconds(Job("cat", "pointwise", ("Add",), ()), (0,), (0,)) == 0
+    assert not clock.asked
+
+
 def test_measured_sizes_fall_on_the_unit() -> None:
     clock = Table()
     clock.unit = 16

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxslim.export.latency import Inputs, run_times
+from fxslim.export.latency import Inputs, refused, run_times
 from fxslim.export.operators import operator_model
 from fxslim.export.providers import create_session, onnxruntime, resolve_provider
 from fxslim.graph.axes.analysis import Axes
@@ -57,7 +57,8 @@ class OperatorClock:
         """The time of one operator in ns, alone in a session, without what any session takes."""
         key = f"{job.kind} {job.about} {sizes}"
         if key not in self.table:
-            self.table[key] = max(0.0, self._run(job, sizes) - self.overhead)
+            with refused(self.provider):
+                self.table[key] = max(0.0, self._run(job, sizes) - self.overhead)
         return self.table[key]
 
     @property

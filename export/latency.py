@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,24 @@ def run_times(path: str | Path, inputs: Inputs, provider: str, threads: int) -> 
         CheckError: the model does not load or does not run on the provider.
     """
     times: list[float] = []
-    for _ in range(_REBUILDS):
-        runner = _Runner(Path(path), inputs, provider, threads)
-        _warm_up(runner, time.perf_counter() + 1.0)
-        times += [runner.seconds(1) for _ in range(_LEAST_ROUNDS)]
+    with refused(provider):
+        for _ in range(_REBUILDS):
+            runner = _Runner(Path(path), inputs, provider, threads)
+            _warm_up(runner, time.perf_counter() + 1.0)
+            times += [runner.seconds(1) for _ in range(_LEAST_ROUNDS)]
     return times
+
+
+@contextmanager
+def refused(provider: str) -> Iterator[None]:
+    """What ONNX Runtime raises inside becomes a CheckError. `provider` is ONNX Runtime's name."""
+    try:
+        yield
+    except (CheckError, InputError):
+        raise
+    except Exception as error:  # the errors of ONNX Runtime share no base class of their own
+        reason = " ".join(str(error).split())[:300]
+        raise CheckError(f"a model does not run on {provider_name(provider)}: {reason}") from error
 
 
 def measure_latency(
@@ -152,17 +166,12 @@ def measure_latency(
     order, start = random.Random(seed), time.perf_counter()
     rounds: list[list[dict[str, float]]] = []
     for i in range(rebuilds):
-        try:
+        with refused(ort_provider):
             runners = {
                 role: _Runner(Path(models[name]), given[name], ort_provider, threads) for role, name in roles.items()
             }
             until = start + seconds_budget * (i + 1) / rebuilds
             rounds.append(_measure(runners, until, order))
-        except (CheckError, InputError):
-            raise
-        except Exception as error:  # the errors of ONNX Runtime share no base class of their own
-            reason = " ".join(str(error).split())[:300]
-            raise CheckError(f"a model does not run on {provider_name(ort_provider)}: {reason}") from error
     flat = [row for part in rounds for row in part]
     spread = (statistics.median(r[baseline] / r[candidate] for r in part) for part in rounds)
     return LatencyReport(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fxslim.export.providers import create_session
+from fxslim.export.providers import CPU, create_session
 from fxslim.export.weights import tensor_to_numpy
 from fxslim.graph.errors import CheckError
 
@@ -25,12 +25,13 @@ _STATUS = Path("/proc/self/status")
 
 def peak_bytes(path: str | Path, inputs: Sequence[object], provider: str, threads: int) -> int | None:
     """The bytes by which loading an ONNX file and running it with flat inputs raises a process's peak of resident
-    memory; None where the system does not tell (Windows). `provider` is ONNX Runtime's name.
+    memory; None where the system does not tell (Windows), and on
+    other providers than the CPU, whose memory this is not. `provider` is ONNX Runtime's name.
 
     Raises:
         CheckError: the model does not run there.
     """
-    if importlib.util.find_spec("resource") is None:
+    if importlib.util.find_spec("resource") is None or provider != CPU:
         return None
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
         file = Path(scratch) / "inputs.npz"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from fxslim.export.files import data_name, replace_model
@@ -88,7 +89,6 @@ def _write(
 
 def _move(result: Path, staged: Path) -> None:
     """The result as one file, or with its data under the name that all files of this project use."""
-    import onnx_ir as ir
 
     model = ir.load(result)
     has_data = result.with_name(f"{result.name}.data").exists()
@@ -230,7 +230,10 @@ def _structure_failures(before: Any, after: Any) -> list[str]:
     failures = []
     if read_interface(before) != read_interface(after):
         failures.append("the quantised file has other inputs or outputs than the float32 one")
-    if not any(node.op_type in _INTEGER_OPS for graph in after.graphs() for node in graph):
+    eight = {ir.DataType.INT8, ir.DataType.UINT8}
+    held = (v.const_value for g in after.graphs() for v in g.initializers.values())
+    wide = any(t is not None and t.dtype in eight and t.size > 1 for t in held)
+    if not wide or not any(node.op_type in _INTEGER_OPS for graph in after.graphs() for node in graph):
         failures.append("nothing was quantised: no operator of the file computes with 8-bit weights")
     return failures
 

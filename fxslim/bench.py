@@ -63,7 +63,8 @@ def bench(
     threads: int = 1, seconds: float = 20.0, seed: int = 0, trust_pt2: bool = False, trust_remote_code: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The measurements as JSON values: bytes of files, and for each case times in ms, the speed-up with its interval,
-    a control, the spread over rebuilt sessions, the speed-up that the arithmetic lets expect, and peak memory in bytes.
+    a control, the spread over rebuilt sessions, the speed-up that the arithmetic lets expect, and peak memory in
+    bytes (of the CPU: None elsewhere).
 
     `original` is the model before slimming, by default the one that the result's report names.
 
@@ -71,19 +72,23 @@ def bench(
         InputError: the result or the original cannot be read, or a case names a dimension that is not there.
         CheckError: a model does not run on the provider.
     """
+    if threads < 1:
+        raise InputError(f"--threads is {threads}", remedy="give at least 1")
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"--seconds is {seconds:g}", remedy="give a positive number")
     report = _read_report(result)
     ort_provider = resolve_provider(provider)
     slim = load(result / SLIM)
     model = report["model"]
+    name = original or model.get("asked", model["name"])
     source = open_model(
-        original or model["name"], task=model.get("form"), dtype=model.get("dtype"), trust_pt2=trust_pt2,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+        name, task=model.get("form"), dtype=model.get("dtype"), trust_pt2=trust_pt2, trust_remote_code=trust_remote_code
+    )
     program = source.program
     if program.outside_names != slim.outside_names:
         raise InputError(
             f"the original takes {', '.join(program.outside_names)}, the slim model {', '.join(slim.outside_names)}",
-            at=original or model["name"], remedy="give the model that the result was made from as --original",
+            at=name, remedy="give the model that the result was made from as --original",
         )  # fmt: skip
     chosen = [Case(_text(sizes), {**example_sizes(program), **sizes}) for sizes in cases]
     chosen = chosen or default_cases(program, report["latency"]["shapes"])

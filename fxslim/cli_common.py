@@ -124,7 +124,14 @@ Uncounted = Annotated[
     ),
 ]
 Inexact = Annotated[bool, typer.Option("--inexact", help="Also cut groups whose removal changes values that stay.")]
-RoundTo = Annotated[int, typer.Option(help="Round sizes to a multiple of this: 8 or 16 is what convolutions like.")]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(
+        help="Round sizes to a multiple of this: 8 or 16 is what convolutions like. Default: 1; with --of latency "
+        "what is measured to pay.",
+        show_default=False,
+    ),
+]
 Samples = Annotated[
     int | None,
     typer.Option(help="Calibration rows. Default: 64 windows of text, 512 rows of arrays.", show_default=False),

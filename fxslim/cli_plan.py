@@ -60,7 +60,7 @@ def plan(
     keep_fixed: c.KeepFixed = None,
     uncounted: c.Uncounted = None,
     inexact: c.Inexact = False,
-    round_to: c.RoundTo = 1,
+    round_to: c.RoundTo = None,
     samples: c.Samples = None,
     window: c.Window = None,
     text_field: c.TextField = None,
@@ -97,7 +97,8 @@ def plan(
         if groups is not None:
             wanted["groups"] = c.split(groups)
         made = make_plan(
-            analysis, keep, width=width, of=of, calibration=data, round_to=round_to, uncounted=tuple(uncounted or ()),
+            analysis, keep, width=width, of=of, calibration=data, round_to=round_to or 1,
+            uncounted=tuple(uncounted or ()),
             keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, schedule=schedule, slope=slope,
             keep_caches=loader_compatible, progress=shown.progress, **wanted,
         )  # fmt: skip

@@ -49,7 +49,7 @@ def slim(
     keep_fixed: c.KeepFixed = None,
     uncounted: c.Uncounted = None,
     inexact: c.Inexact = False,
-    round_to: c.RoundTo = 1,
+    round_to: c.RoundTo = None,
     plan: Annotated[str | None, typer.Option(help="A plan to apply, instead of making one.")] = None,
     samples: c.Samples = None,
     window: c.Window = None,

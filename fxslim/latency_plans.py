@@ -21,7 +21,7 @@ from fxslim.export.latency import run_times
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.terms import Axis
 from fxslim.graph.costs import CostModel, Target
-from fxslim.graph.errors import PlanError
+from fxslim.graph.errors import CheckError, PlanError
 from fxslim.graph.program import Program
 from fxslim.operator_times import OperatorTimes
 from fxslim.passes.budget import choose_groups
@@ -33,11 +33,13 @@ from fxslim.passes.subspaces import leading
 __all__ = ["Attempt", "LatencyPlans", "MeasuredPlan"]
 
 _PERIOD = 32  # sizes on its multiples are fast on everything that is known
+_ANY = object()  # stands for a clock where none is needed yet
 _MULTIPLES = (1, 4, 16)
 _PROBED = 0.8  # the share of positions around which multiples are compared
 _WORTH = 1.03  # a multiple is taken if sizes on it are at most so much slower than those on the period let expect
-_WIDE = 64  # narrower groups do not take part in the comparison
+_WIDE = 2 * _PERIOD  # narrower groups do not take part in the comparison
 _ATTEMPTS = 4
+_BELOW_ONE = 0.98  # a target of 1 would be no plan
 _NEAR = 0.03  # how far from its target a plan's time may be
 
 
@@ -55,25 +57,41 @@ class MeasuredPlan:
 
     plan: Plan
     applied: Applied
+    keep: float  # the share of the time that was asked for
     multiple: int
+    chosen: Attempt
     attempts: tuple[Attempt, ...]
+
+    @property
+    def missed(self) -> bool:
+        """Whether the plan that was chosen takes clearly more than was asked for."""
+        return self.chosen.measured > self.keep * (1 + 2 * _NEAR)
+
+
+def refuse_untimed(options: Mapping[str, Any]) -> None:
+    """Returns if a plan with these options can be made by latency; asked before anything is measured.
+
+    Raises:
+        InputError: it chooses ranks alone or shares weights, or an option has no effect.
+    """
+    check_options({**options, "of": "latency", "clock": _ANY})  # type: ignore[typeddict-item]
 
 
 class LatencyPlans:
     """Makes plans by the time that a model takes on one provider with given flat inputs."""
 
     def __init__(
-        self, analysis: Analysis, original: Path, inputs_of: Callable[[Program], Sequence[Tensor]], *, provider: str,
-        threads: int, scratch: Path, opset: int | None = None, times: OperatorTimes | None = None,
+        self, analysis: Analysis, original: Path, pair_of: Callable[[Program], Mapping[str, Sequence[Tensor]]], *,
+        provider: str, threads: int, scratch: Path, opset: int | None = None, times: OperatorTimes | None = None,
     ) -> None:  # fmt: skip
-        """`original` is the ONNX file of the program, `inputs_of` says with which flat inputs a program is timed (those
-        of caches may differ); models that are tried are written to `scratch`.
+        """`original` is the ONNX file of the program, `pair_of` says with which flat inputs it and a slim one of it are
+        timed, as `original` and `slim` (those of caches may differ); models that are tried are written to `scratch`.
 
         Raises:
             CheckError: the model or an operator does not run on the provider.
         """
         self.analysis, self.original, self.scratch = analysis, original, scratch
-        self.inputs_of, self.inputs = inputs_of, tuple(inputs_of(analysis.program))
+        self.pair_of, self.inputs = pair_of, tuple(pair_of(analysis.program)["original"])
         self.provider, self.threads, self.opset = resolve_provider(provider), threads, opset
         self.times = times or OperatorTimes(self.provider, threads)
         self.clock: OperatorClock = measure_clock(
@@ -81,21 +99,32 @@ class LatencyPlans:
         )
 
     def compress(
-        self, keep: float, *, round_to: int = 1, of: Target = "latency", **options: Any
+        self, keep: float, *, round_to: int | None = None, of: Target = "latency", **options: Any
     ) -> MeasuredPlan:  # fmt: skip
         """The plan whose model takes at most the share `keep` of the time, as near as can be found in a few attempts;
-        options are those of `fxslim.compress`. `round_to` 1 stands for the multiple that was measured to pay; with `of`
-        parameters or MACs these are what is divided, and the time alone decides how much of them.
+        options are those of `fxslim.compress`. `round_to` None stands for the multiple that is measured to pay; with
+        `of` parameters or MACs these are what is divided, and the time alone decides how much of them.
 
         Raises:
-            InputError, PlanError, VerifyError: as `compress` does.
+            CheckError: no plan brings the time near the share.
+            InputError, VerifyError: as `compress` does.
         """
-        check_options({**options, "of": of, "clock": self.clock, "round_to": round_to})  # type: ignore[typeddict-item]
-        whole_branches = options.get("depth")  # there sizes stay what they are
-        multiple = round_to
-        if round_to == 1 and not whole_branches:
+        refuse_untimed(options)
+        multiple = round_to or 1
+        if round_to is None and not options.get("depth"):  # without branches sizes stay what they are
             multiple = self.preferred_multiple(options.get("keep_fixed", ()))
         self.clock.unit = multiple
+        try:
+            found = self._attempts(keep, of, multiple, options)
+        finally:
+            self.times.save()
+        attempt, plan, applied = _nearest(found, keep)
+        return MeasuredPlan(plan, applied, keep, multiple, attempt, tuple(a for a, *_ in found))
+
+    def _attempts(
+        self, keep: float, of: Target, multiple: int, options: dict[str, Any]
+    ) -> list[tuple[Attempt, Plan, Applied]]:
+        """Plans that were tried, with what they took."""
         found: list[tuple[Attempt, Plan, Applied]] = []
         target, surveys = keep, options.pop("surveys", None) or {}
         while len(found) < _ATTEMPTS:
@@ -103,24 +132,23 @@ class LatencyPlans:
                 plan, applied = compress(
                     self.analysis, target, of=of, clock=self.clock, round_to=multiple, surveys=surveys, **options
                 )
-            except PlanError:
-                if not found:
-                    raise
-                break  # nothing smaller can be made
+            except PlanError as error:
+                if found:
+                    break  # nothing smaller can be made
+                raise CheckError(f"no plan pays: {error.what}", at=error.at, remedy=error.remedy) from error
             attempt = Attempt(target, self.share_of(applied.program))
             found.append((attempt, plan, applied))
-            if abs(attempt.measured / keep - 1) <= _NEAR or target >= 1:
+            if abs(attempt.measured / keep - 1) <= _NEAR:
                 break
             target = _next_target([a for a, *_ in found], keep)
-        self.times.save()
-        attempt, plan, applied = _nearest(found, keep)
-        return MeasuredPlan(plan, applied, multiple, tuple(a for a, *_ in found))
+        return found
 
     def share_of(self, program: Program) -> float:
         """The time of a slim program as a share of the original's."""
         path = self.scratch / "tried.onnx"
         export_onnx(program, path, opset=self.opset)
-        times = self._shortest({"original": (self.original, self.inputs), "slim": (path, self.inputs_of(program))})
+        pair = self.pair_of(program)
+        times = self._shortest({"original": (self.original, pair["original"]), "slim": (path, pair["slim"])})
         return times["slim"] / times["original"]
 
     def preferred_multiple(self, keep_fixed: Sequence[str] = ()) -> int:
@@ -130,7 +158,7 @@ class LatencyPlans:
         these two is what is expected.
         """
         shapes = [tuple(x.shape) for x in self.inputs]
-        key = f"multiple {self.analysis.program.fingerprint()} {shapes} {sorted(keep_fixed)}"
+        key = f"multiple {self.analysis.program.fingerprint()} {shapes} {sorted(keep_fixed)} {self.opset}"
         if key not in self.times.table:
             self.times.table[key] = float(self._measured_multiple(keep_fixed))
             self.times.save()
@@ -142,14 +170,16 @@ class LatencyPlans:
         if not wide:
             return 1
         costs = CostModel(self.analysis.axes)
-        ends = {g.axis: max(_PERIOD, int(_PROBED * g.size) // _PERIOD * _PERIOD) for g in wide}
+        ends = {g.axis: max(2 * _PERIOD, int(_PROBED * g.size) // _PERIOD * _PERIOD) for g in wide}
         models, macs = {}, {}
         for name in (0, *_MULTIPLES, _PERIOD):  # how far above the lower end
-            counts = {axis: max(1, end - _PERIOD + name) for axis, end in ends.items()}
+            counts = {axis: end - _PERIOD + name for axis, end in ends.items()}
             program = Prune(_by_counts(self.analysis, wide, counts))(self.analysis).program
             path = self.scratch / f"multiple-{name}.onnx"
             export_onnx(program, path, opset=self.opset)
-            models[str(name)], macs[str(name)] = (path, self.inputs_of(program)), costs.macs(counts)
+            models[str(name)], macs[str(name)] = (path, self.pair_of(program)["slim"]), costs.macs(counts)
+        if macs["0"] == macs[str(_PERIOD)]:
+            return 1  # no product grows with them
         times = self._shortest(models)
         lower, upper = times["0"], times[str(_PERIOD)]
         for multiple in _MULTIPLES:
@@ -177,7 +207,7 @@ def _next_target(attempts: Sequence[Attempt], keep: float) -> float:
     fast = [a for a in attempts if a.measured <= keep]
     if not slow or not fast:
         last = attempts[-1]
-        return min(1.0, max(0.01, last.target * keep / last.measured))
+        return min(_BELOW_ONE, max(0.01, last.target * keep / last.measured))
     above, below = min(slow, key=lambda a: a.target), max(fast, key=lambda a: a.target)
     share = (keep - below.measured) / (above.measured - below.measured)
     return below.target + min(0.8, max(0.2, share)) * (above.target - below.target)

@@ -18,6 +18,7 @@ from fxslim.outputs import write_json_atomic
 
 __all__ = ["OperatorTimes"]
 
+_FORMAT = 1  # of how operators are timed: another one makes old times void
 _CPU_INFO = Path("/proc/cpuinfo")
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
@@ -27,7 +28,10 @@ class OperatorTimes:
     where none can be written, the next run measures again."""
 
     def __init__(self, provider: str, threads: int, folder: Path | None = None) -> None:
-        self.facts = {"machine": _machine(provider), "provider": provider, "threads": threads, "runtime": _runtime()}
+        self.facts = {
+            "format": _FORMAT, "machine": _machine(provider), "provider": provider, "threads": threads,
+            "runtime": _runtime(),
+        }  # fmt: skip
         name = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (folder or Path(platformdirs.user_cache_dir("fxslim")) / "operator-times") / f"{name}.json"
         self.table = self._read()

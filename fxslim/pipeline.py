@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import save
-from fxslim.latency_plans import LatencyPlans, MeasuredPlan
+from fxslim.latency_plans import LatencyPlans, MeasuredPlan, refuse_untimed
 from fxslim.loader_check import LoaderCheck, check_loader, loader_of
 from fxslim.loaders import require_optimum
 from fxslim.opening import SLIM, open_model, prepared
@@ -43,7 +43,7 @@ from fxslim.report_text import render
 from fxslim.slim_options import SlimOptions
 from fxslim.sources import Source
 from fxslim.timing import parse_sizes, timed_inputs
-from fxslim.variants import Serving, make_variant, refuse_static
+from fxslim.variants import Serving, make_variant, refuse_narrow, refuse_static
 
 __all__ = [
     "SlimOptions",
@@ -147,17 +147,19 @@ def _work(
     if options.quantize == "static":
         refuse_static(original, calibration)
 
-    def inputs_of(program: Program) -> Sequence[Tensor]:
-        return timed_inputs(original, program, evaluation or calibration, sizes)["slim"]
+    def pair_of(program: Program) -> Mapping[str, Sequence[Tensor]]:
+        return timed_inputs(original, program, evaluation or calibration, sizes)
 
     sizes = parse_sizes(options.sizes)
-    inputs_of(original)  # refuses sizes of other dimensions before anything costs time
+    asked = {} if options.plan is not None else _asked(options, calibration, run)
+    refuse_narrow(original, [flag for flag in (options.onnx_dtype, options.quantize) if flag is not None])
+    pair_of(original)  # refuses sizes of other dimensions before anything costs time
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
         before, after = Path(scratch) / "original.onnx", directory / "model.onnx"
         with run.step("export"):
             file = export_onnx(original, before, opset=options.opset)
         with run.step("plan"):
-            wanted = _Wanted(options, analysis, calibration, run, before, inputs_of)
+            wanted = _Wanted(options, analysis, calibration, run, before, pair_of, asked)
             plan, applied, paced = _plan(wanted)
             given, analysis = analysis, for_plan(analysis, plan)
             plan.selection(analysis)  # refuses a plan of another model before anything costs time
@@ -177,7 +179,7 @@ def _work(
             )  # fmt: skip
         loaded = None if loader is None else _load_again(loader, source, applied, plan, directory, options.opset, run)
         with run.step("latency"):
-            inputs = {"original": inputs_of(original), "slim": inputs_of(applied.program)}
+            inputs = pair_of(applied.program)
             latency, shapes = _latency(options, original, inputs, before, after)
     serving = Serving(
         applied.program, source, calibration, evaluation, inputs["slim"], options.opset, options.provider,
@@ -187,7 +189,7 @@ def _work(
     for kind in filter(None, (options.onnx_dtype, options.quantize)):
         with run.step(kind):
             variants.append(make_variant(kind, directory, serving))
-    opened = {"form": options.task, "dtype": options.dtype}
+    opened = {"asked": options.model, "form": options.task, "dtype": options.dtype}
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
         files, check, latency, shapes, run.seconds, source.notes, options.provider, opened, tuple(variants), paced,
@@ -260,23 +262,12 @@ def _refuse_unscorable(source: Source, evaluation: Batches | None) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a plan is made of."""
+def _asked(options: SlimOptions, calibration: Batches | None, run: _Run) -> dict[str, Any]:
+    """What a plan is asked for, but for its share.
 
-    options: SlimOptions
-    analysis: Analysis
-    calibration: Batches | None
-    run: _Run
-    original: Path  # the ONNX file
-    inputs_of: Callable[[Program], Sequence[Tensor]]
-
-
-def _plan(wanted: _Wanted) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
-    """A plan; one that is made here brings what it makes of the program along, and one by latency how it was found."""
-    options, calibration, run = wanted.options, wanted.calibration, wanted.run
-    if options.plan is not None:
-        return Plan.load(options.plan), None, None
+    Raises:
+        InputError: it is asked for by latency, and cannot be.
+    """
     chosen = settings(
         options.method, importance=options.importance, budget=options.budget, restore=options.restore,
         rounds=options.rounds, data=calibration is not None, width=options.width is not None,
@@ -288,15 +279,38 @@ def _plan(wanted: _Wanted) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
     }  # fmt: skip
     if options.groups is not None:
         asked["groups"] = options.groups
+    if options.of == "latency":
+        refuse_untimed(asked)
+    return asked
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a plan is made of."""
+
+    options: SlimOptions
+    analysis: Analysis
+    calibration: Batches | None
+    run: _Run
+    original: Path  # the ONNX file
+    pair_of: Callable[[Program], Mapping[str, Sequence[Tensor]]]
+    asked: Mapping[str, Any]  # what a plan is asked for, but for its share
+
+
+def _plan(wanted: _Wanted) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
+    """A plan; one that is made here brings what it makes of the program along, and one by latency how it was found."""
+    options, asked = wanted.options, wanted.asked
+    if options.plan is not None:
+        return Plan.load(options.plan), None, None
     if options.of != "latency":
         plan, applied = compress(
-            wanted.analysis, options.keep, width=options.width, of=options.of, round_to=options.round_to, **asked
+            wanted.analysis, options.keep, width=options.width, of=options.of, round_to=options.round_to or 1, **asked
         )
         return plan, applied, None
     assert options.keep is not None
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
         work = LatencyPlans(
-            wanted.analysis, wanted.original, wanted.inputs_of, provider=options.provider, threads=options.threads,
+            wanted.analysis, wanted.original, wanted.pair_of, provider=options.provider, threads=options.threads,
             scratch=Path(scratch), opset=options.opset,
         )  # fmt: skip
         paced = work.compress(options.keep, round_to=options.round_to, **asked)
@@ -317,7 +331,7 @@ def _scores(original: Program, small: Program, evaluation: Batches, source: Sour
 
 
 def _latency(
-    options: SlimOptions, original: Program, inputs: dict[str, Sequence[Tensor]], before: Path, after: Path
+    options: SlimOptions, original: Program, inputs: Mapping[str, Sequence[Tensor]], before: Path, after: Path
 ) -> tuple[LatencyReport, dict[str, list[int]]]:
     report = measure_latency(
         {"original": before, "slim": after}, inputs, provider=options.provider, threads=options.threads,

@@ -55,7 +55,7 @@ class Findings:
     seconds: dict[str, float]  # by step
     notes: tuple[str, ...] = ()
     provider: str = "auto"  # as it was asked for
-    opened: dict[str, str | None] = field(default_factory=dict)  # how it was opened: its form (a task), its type
+    opened: dict[str, str | None] = field(default_factory=dict)  # its name, form (a task) and type as asked for
     variants: tuple[Variant, ...] = ()  # further files, in other types
     paced: MeasuredPlan | None = None  # where the plan was made by latency
     loader: LoaderCheck | None = None
@@ -146,6 +146,9 @@ def _failures(found: Findings) -> list[str]:
         failures.insert(0, f"{first}, {found.proof.tolerance:.0e} is allowed")
     if found.paced is not None and not found.latency.faster:
         failures.append(f"latency: no plan pays: the slim model is {found.latency.verdict}")
+    elif found.paced is not None and found.paced.missed:
+        took = f"{found.paced.chosen.measured:.0%} of the time is the least that was reached"
+        failures.append(f"latency: {found.paced.keep:.0%} was asked for, {took}")
     return failures
 
 
@@ -161,8 +164,9 @@ def _paced(found: Findings) -> dict[str, Any] | None:
     if found.paced is None:
         return None
     return {
-        "keep": found.plan.options.get("keep"),
+        "keep": found.paced.keep,
         "multiple": found.paced.multiple,
+        "measured": found.paced.chosen.measured,
         "attempts": [asdict(a) for a in found.paced.attempts],
     }
 

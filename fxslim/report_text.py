@@ -277,7 +277,19 @@ def _latency(latency: dict[str, Any]) -> list[str]:
         f"{latency['verdict']}. {latency['provider']}, {_count(latency['threads'], 'thread')}, inputs {shapes}; "
         f"interleaved, {latency['rounds']} rounds in {latency['seconds']:.0f} s, denormals flushed in both."
     )
-    return ["## Latency", "", about, "", *_table(("", "median"), rows)]
+    return ["## Latency", "", about, "", *_table(("", "median"), rows), *_paced(latency["plan"])]
+
+
+def _paced(plan: dict[str, Any] | None) -> list[str]:
+    """How a plan by latency was found."""
+    if plan is None:
+        return []
+    tried = "; ".join(f"for {a['target']:.1%}: {a['measured']:.1%}" for a in plan["attempts"])
+    return [
+        "",
+        f"The plan was asked for {plan['keep']:.1%} of the time, with sizes on multiples of {plan['multiple']}. "
+        f"Shares that plans were made for, and what their models took: {tried}.",
+    ]
 
 
 def _variants(variants: list[dict[str, Any]], costs: dict[str, list[int]], quality: dict[str, Any] | None) -> list[str]:

@@ -41,7 +41,7 @@ class SlimOptions:
     keep_fixed: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     inexact: bool = False
-    round_to: int = 1
+    round_to: int | None = None
     plan: str | None = None
     samples: int | None = None
     window: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from fxslim.data import Batches
 from fxslim.export.samples import draw_inputs, example_sizes
+from fxslim.graph.axes.analysis import find_caches
 from fxslim.graph.caches import refitted_caches
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 __all__ = ["parse_sizes", "sized_inputs", "timed_inputs"]
 
@@ -28,7 +32,7 @@ def parse_sizes(text: str | None) -> dict[str, int] | None:
     found: dict[str, int] = {}
     for part in (p.strip() for p in text.split(",") if p.strip()):
         name, _, number = part.rpartition("=")
-        if not name or not number.strip().isdigit() or name in found:
+        if not name or not _NUMBER.fullmatch(number.strip()) or name.strip() in found:
             raise InputError(f"{part!r} is no size of a dimension", remedy="--sizes batch_size=1,sequence_length=256")
         found[name.strip()] = int(number)
     return found
@@ -46,6 +50,10 @@ def sized_inputs(program: Program, sizes: Mapping[str, int], seed: int = 0) -> t
             f"the model has no dynamic dimension {unknown[0]!r}",
             remedy=f"choose among {', '.join(known)}" if known else "leave --sizes out: all its sizes are fixed",
         )
+    caches = find_caches(program)
+    past = {n for key in caches for n in program.dynamic.get(key, {}).values()}
+    if empty := [name for name, size in sizes.items() if size == 0 and name not in past]:
+        raise InputError(f"the dimension {empty[0]!r} cannot be 0", remedy="only caches may be empty")
     return tuple(draw_inputs(program, {**known, **sizes}, torch.Generator().manual_seed(seed)))
 
 

@@ -76,6 +76,20 @@ class Variant:
         }
 
 
+def refuse_narrow(program: Program, wanted: Sequence[str]) -> None:
+    """Returns if further files in narrower types can be made, or none are wanted; asked before the work.
+
+    Raises:
+        InputError: the weights are in half precision already.
+    """
+    narrow = {str(w.dtype).removeprefix("torch.") for w in program.info.values()} & {"float16", "bfloat16"}
+    if wanted and narrow:
+        raise InputError(
+            f"{wanted[0]} starts from float32, and the weights are loaded as {', '.join(sorted(narrow))}",
+            remedy="--dtype float32",
+        )
+
+
 def refuse_static(program: Program, calibration: object | None) -> None:
     """Returns if ranges of activations can be found on the calibration data; asked before the work.
 

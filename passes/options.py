@@ -105,6 +105,8 @@ def _check_clock(options: Mapping[str, Any]) -> None:
             "latency is a matter of the machine that the model runs on, and there is no clock of one",
             remedy="use `fxslim slim --of latency`, or give clock=fxslim.export.measure_clock(...)",
         )
+    if options.get("uncounted"):
+        raise InputError("uncounted: no effect on latency, which all weights take part in", remedy="leave it out")
     if kind := next((kind for kind in ("metric", "share") if options.get(kind)), None):
         raise InputError(f"of latency: no effect where {_DONE[kind]}", remedy="give --of params, or --method best")
 

@@ -1,4 +1,4 @@
-"""The clock: models of single operators against PyTorch, and sums that are what was measured."""
+"""The clock: models of single operators at their sizes, and sums that are what was measured."""
 
 from __future__ import annotations
 

@@ -89,6 +89,22 @@ def test_the_share_of_the_ideal_is_of_the_time_that_arithmetic_saves() -> None:
     assert share_of_ideal(report, {"original": 100, "slim": 100}) is None
 
 
+@pytest.mark.parametrize("words", [("--seconds", "inf"), ("--threads", "0")])
+def test_measurements_that_would_not_end_or_mean_nothing_are_refused(result: Path, words: tuple[str, str]) -> None:
+    refused(run("bench", result, *words), words[0])
+
+
+def test_a_bundled_decoder_with_its_cache_is_found_again_and_timed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--width", "0.5", "--method", "magnitude", "--task", "text-generation", *FAST)
+    assert run("slim", "bundled:opt-python", *words, "-o", out).exit_code == 0
+    done = run("bench", out, "--json", *SHORT)
+    assert done.exit_code == 0, done.output
+    prefill, decode = json.loads(done.stdout)["cases"]
+    assert (prefill["name"], decode["name"]) == ("prefill", "decode")
+    assert decode["latency"]["median_ms"]["original"] < prefill["latency"]["median_ms"]["original"]
+
+
 def test_a_larger_model_has_a_larger_peak(tmp_path: Path) -> None:
     from fxslim.api import capture
     from fxslim.export import export_onnx

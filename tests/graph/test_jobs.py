@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +84,28 @@ def test_what_a_runtime_folds_or_fuses_is_no_job_of_its_own() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.GELU()).eval()
     jobs = find_jobs(analyze(capture(module, (torch.randn(2, 3, 6, 6),))).axes)
     assert [(j.kind, j.about[0]) for j in jobs] == [("conv", 2), ("pointwise", "Gelu")]
+
+
+class Products(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(3, 5), nn.Conv2d(4, 6, (3, 1), groups=2)
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.linear(x), self.conv(image), torch.bmm(q[0], k[0].transpose(1, 2)), attended
+
+
+def test_every_size_is_in_its_place() -> None:
+    inputs = (
+        torch.randn(2, 7, 3), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 5, 6), torch.randn(2, 4, 11, 6),
+        torch.randn(2, 4, 11, 13),
+    )  # fmt: skip
+    times = model(analyze(capture(Products(), inputs)).axes, inputs)
+    found = {job.kind + str(job.weight or ""): sizes for job, sizes in times.whole() if job.kind != "pointwise"}
+    assert found == {
+        "matmullinear.weight": (1, 14, 3, 5),
+        "convconv.weight": (2, 2, 3, 2, 9, 8, 3, 1),
+        "matmul": (4, 5, 6, 11),
+        "attention": (8, 5, 11, 6, 13),
+    }

@@ -20,7 +20,7 @@ install: $(VENV)/.dev ## Create .venv with everything that development needs
 test: $(VENV)/.dev build/optimum/.done ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
 	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
-	PYTHONPATH=build/optimum $(BIN)/pytest -n 0 -p no:logging tests/fxslim/test_loaders.py
+	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 -p no:logging tests/fxslim/test_loaders.py
 
 check: $(VENV)/.dev layout ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -119,15 +119,22 @@ def _uniform(name: str, subject: Subject, removed: float, options: argparse.Name
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         export_onnx(program, folder / "original.onnx")
-        plans = LatencyPlans(
-            analysis, folder / "original.onnx", lambda p: sized_inputs(p, sizes), provider=options.provider,
-            threads=options.threads, scratch=folder,
-        )  # fmt: skip
-        multiple = plans.preferred_multiple()
+        multiple = options.multiple or _preferred(analysis, folder, program, sizes, options)
         plan = make_plan(analysis, 1 - removed, of="macs", round_to=multiple)
         slim = Prune(plan)(analysis).program
         row = _timed(analysis, program, slim, folder, sizes, options)
     return {"model": name, "plan": "uniform", "removed": removed, "multiple": multiple, **row}
+
+
+def _preferred(
+    analysis: Analysis, folder: Path, program: Program, sizes: dict[str, int], options: argparse.Namespace
+) -> int:
+    plans = LatencyPlans(
+            analysis, folder / "original.onnx",
+            lambda p: {"original": sized_inputs(program, sizes), "slim": sized_inputs(p, sizes)},
+            provider=options.provider, threads=options.threads, scratch=folder,
+        )  # fmt: skip
+    return plans.preferred_multiple()
 
 
 def _timed(
@@ -167,8 +174,8 @@ def _equal_time(name: str, keep: float, options: argparse.Namespace) -> list[dic
     def score(program: Program) -> Any:
         return evaluate(Evaluator(program).run, evaluation, source.task, output_names=program.output_names)
 
-    def inputs_of(program: Program) -> Any:
-        return timed_inputs(source.program, program, calibration)["slim"]
+    def pair_of(program: Program) -> Any:
+        return timed_inputs(source.program, program, calibration)
 
     before = score(source.program)
     chosen, rows, surveys = settings("best", data=True), [], {}  # type: ignore[var-annotated]
@@ -176,7 +183,7 @@ def _equal_time(name: str, keep: float, options: argparse.Namespace) -> list[dic
         folder = Path(scratch)
         export_onnx(source.program, folder / "original.onnx")
         plans = LatencyPlans(
-            analysis, folder / "original.onnx", inputs_of, provider=options.provider, threads=options.threads,
+            analysis, folder / "original.onnx", pair_of, provider=options.provider, threads=options.threads,
             scratch=folder,
         )  # fmt: skip
         for of in ("latency", "macs", "params"):
@@ -184,7 +191,7 @@ def _equal_time(name: str, keep: float, options: argparse.Namespace) -> list[dic
                 keep, of=of, restore=chosen.restore, calibration=calibration, surveys=surveys, **chosen.options()
             )
             slim = made.applied.program
-            sizes = {n: t.shape[d] for k, t in zip(source.program.input_names, inputs_of(source.program), strict=True)
+            sizes = {n: t.shape[d] for k, t in zip(source.program.input_names, plans.inputs, strict=True)
                      for d, n in source.program.dynamic.get(k, {}).items()}  # fmt: skip
             row = _timed(analysis, source.program, slim, folder, sizes, options)
             found = score(slim)
@@ -226,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=float, default=0.6, help="share of the time, for --equal-time")
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--multiple", type=int, help="of sizes; by default the one that is measured to pay")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each row")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.csv"))
     return parser

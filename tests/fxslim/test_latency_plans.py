@@ -78,7 +78,7 @@ def magnitude() -> dict[str, Any]:
 
 
 def test_a_plan_meets_its_share_of_the_time(tmp_path: Path) -> None:
-    made = FakeMachine(tmp_path).compress(0.5, **magnitude())
+    made = FakeMachine(tmp_path).compress(0.5, round_to=1, **magnitude())
     assert made.attempts[-1].measured == pytest.approx(0.5, rel=0.03)
     assert made.plan.options["of"] == "latency"
     before, after = made.plan.predicted["latency"]
@@ -88,7 +88,7 @@ def test_a_plan_meets_its_share_of_the_time(tmp_path: Path) -> None:
 def test_a_clock_that_errs_is_corrected_by_what_the_whole_model_takes(tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path)
     machine.lying = 1.4  # slim models take longer than their operators let expect
-    made = machine.compress(0.6, **magnitude())
+    made = machine.compress(0.6, round_to=1, **magnitude())
     assert len(made.attempts) > 1
     assert made.attempts[-1].target < 0.6
     assert made.chosen.measured == pytest.approx(0.6, rel=0.03)
@@ -182,10 +182,10 @@ def test_what_no_clock_can_tell_is_refused_before_anything_is_measured(tmp_path:
 def test_a_law_that_is_not_linear_is_followed_and_a_miss_is_told(tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path)
     machine.share_of = lambda p: (p.parameters() / net().parameters()) ** 3  # type: ignore[method-assign]
-    cubic = machine.compress(0.6, of="params", **magnitude())
+    cubic = machine.compress(0.6, of="params", round_to=1, **magnitude())
     assert cubic.attempts[0].measured < 0.3 and cubic.chosen.measured > 0.5
     machine.share_of = lambda p: 0.9 + 0.05 * p.parameters() / net().parameters()  # type: ignore[method-assign]
-    flat = machine.compress(0.6, **magnitude())
+    flat = machine.compress(0.6, round_to=1, **magnitude())
     assert flat.missed and flat.chosen == min(flat.attempts, key=lambda a: a.measured)
 
 

@@ -97,7 +97,7 @@ def plan(
         if groups is not None:
             wanted["groups"] = c.split(groups)
         made = make_plan(
-            analysis, keep, width=width, of=of, calibration=data, round_to=round_to or 1,
+            analysis, keep, width=width, of=of, calibration=data, round_to=1 if round_to is None else round_to,
             uncounted=tuple(uncounted or ()),
             keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, schedule=schedule, slope=slope,
             keep_caches=loader_compatible, progress=shown.progress, **wanted,

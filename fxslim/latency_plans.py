@@ -109,8 +109,8 @@ class LatencyPlans:
             CheckError: no plan brings the time near the share.
             InputError, VerifyError: as `compress` does.
         """
-        refuse_untimed(options)
-        multiple = round_to or 1
+        refuse_untimed(options if round_to is None else {**options, "round_to": round_to})
+        multiple = 1 if round_to is None else round_to
         if round_to is None and not options.get("depth"):  # without branches sizes stay what they are
             multiple = self.preferred_multiple(options.get("keep_fixed", ()))
         self.clock.unit = multiple

@@ -303,8 +303,9 @@ def _plan(wanted: _Wanted) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
     if options.plan is not None:
         return Plan.load(options.plan), None, None
     if options.of != "latency":
+        rounding = 1 if options.round_to is None else options.round_to
         plan, applied = compress(
-            wanted.analysis, options.keep, width=options.width, of=options.of, round_to=options.round_to or 1, **asked
+            wanted.analysis, options.keep, width=options.width, of=options.of, round_to=rounding, **asked
         )
         return plan, applied, None
     assert options.keep is not None

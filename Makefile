@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check format demo models zoo bench-quality bench-ablation bench-runtimes bench-loaders fuzz wheel clean
+.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-runtimes bench-loaders fuzz wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -20,6 +20,13 @@ install: $(VENV)/.dev ## Create .venv with everything that development needs
 test: $(VENV)/.dev build/optimum/.done ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
 	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
+	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 -p no:logging tests/fxslim/test_loaders.py $(FEWER)
+
+# The two slowest are left to `make test-loaders`; what they join is tested in parts (test_parts, test_loader_config).
+FEWER := --deselect tests/fxslim/test_loaders.py::test_slim_proves_that_its_result_loads \
+	--deselect tests/fxslim/test_loaders.py::test_an_encoder_with_a_decoder_loads_as_two_files
+
+test-loaders: $(VENV)/.dev build/optimum/.done ## Run all tests that need optimum
 	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 -p no:logging tests/fxslim/test_loaders.py
 
 check: $(VENV)/.dev layout ## Lint, formatting and types

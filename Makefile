@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-runtimes bench-loaders fuzz wheel clean
+.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency bench-runtimes bench-loaders fuzz wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ build/web/.done: $(wildcard benchmarks/web/*)
 
 bench-runtimes: $(VENV)/.dev build/runtimes/.done build/web/.done ## Slim files in OpenVINO, Node, Chromium, after optimizers
 	PYTHONPATH=build/runtimes $(BIN)/python -W ignore -m benchmarks.runtimes --node build/web --out benchmarks/results/runtimes.md
+
+bench-latency: $(VENV)/.dev ## Known shapes at a share of their MACs, timed beside the original (LATENCY_ARGS)
+	$(BIN)/python -W ignore -m benchmarks.latency $(LATENCY_ARGS)
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

@@ -28,6 +28,7 @@ from fxslim.bench import share_of_ideal
 from fxslim.decoders import CachedDecoder, decoder_inputs
 from fxslim.evaluate import evaluate
 from fxslim.export import export_onnx, measure_latency
+from fxslim.export.samples import cache_dims, example_sizes
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.evaluate import Evaluator
@@ -103,14 +104,11 @@ def _decoder(path: Path) -> Program:
 
 def _sizes(program: Program, wanted: dict[str, int]) -> dict[str, int]:
     """`past` and `new` by the names that the program has for them."""
-    from fxslim.bench import default_cases
-
     if "past" not in wanted:
         return wanted
-    prefill, decode = default_cases(program, {})
-    past = next(name for name, size in prefill.sizes.items() if size == 0)
-    new = next(name for name, size in decode.sizes.items() if size == 1 and prefill.sizes[name] > 1)
-    return {**prefill.sizes, past: wanted["past"], new: wanted["new"]}
+    past, new = cache_dims(program)
+    rows = dict.fromkeys(example_sizes(program), 1)
+    return {**rows, **dict.fromkeys(past, wanted["past"]), **dict.fromkeys(new, wanted["new"])}
 
 
 def _uniform(name: str, subject: Subject, removed: float, options: argparse.Namespace) -> dict[str, Any]:

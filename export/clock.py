@@ -7,13 +7,13 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from fxslim.export.latency import Inputs, refused, run_times
+from fxslim.export.latency import Inputs, run_times
 from fxslim.export.operators import operator_model
-from fxslim.export.providers import create_session, onnxruntime, resolve_provider
+from fxslim.export.providers import as_check_errors, create_session, resolve_provider
+from fxslim.export.running import bound
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.errors import CheckError
 from fxslim.graph.jobs import Job
@@ -57,7 +57,7 @@ class OperatorClock:
         """The time of one operator in ns, alone in a session, without what any session takes."""
         key = f"{job.kind} {job.about} {sizes}"
         if key not in self.table:
-            with refused(self.provider):
+            with as_check_errors(self.provider):
                 self.table[key] = max(0.0, self._run(job, sizes) - self.overhead)
         return self.table[key]
 
@@ -89,7 +89,7 @@ class OperatorClock:
         session = create_session(
             model, self.provider, threads=self.threads, strict_float32=False, denormals_as_zero=True, spinning=False
         )
-        binding = _bound(session, feeds, self.provider)
+        binding = bound(session, feeds, self.provider)
         session.run_with_iobinding(binding)
         times: list[float] = []
         start = time.perf_counter()
@@ -126,13 +126,3 @@ def _bracket(whole: int, size: int, unit: int) -> tuple[tuple[int, float], tuple
     lower = max((level for level in levels if level <= size), default=upper)
     share = 1.0 if upper == lower else (size - lower) / (upper - lower)
     return (upper, share), (lower, 1.0 - share)
-
-
-def _bound(session: Any, feeds: dict[str, Any], provider: str) -> Any:
-    device = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
-    binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, onnxruntime().OrtValue.ortvalue_from_numpy(array, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
-    return binding

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxslim.export.providers import create_session, provider_name, resolve_provider
-from fxslim.export.running import as_declared, ort_value
-from fxslim.graph.errors import CheckError, InputError
+from fxslim.export.providers import as_check_errors, create_session, provider_name, resolve_provider
+from fxslim.export.running import bound
+from fxslim.graph.errors import InputError
 
 __all__ = ["Inputs", "LatencyReport", "Ratio", "bootstrap_ratio", "measure_latency", "run_times"]
 
@@ -96,12 +95,7 @@ class _Runner:
         names = [value.name for value in self.session.get_inputs()]
         if len(names) != len(inputs):
             raise InputError(f"{path} has {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
-        device = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
-        self.binding = self.session.io_binding()
-        for name, tensor in zip(names, as_declared(self.session, inputs), strict=True):
-            self.binding.bind_ortvalue_input(name, ort_value(tensor, device))
-        for output in self.session.get_outputs():
-            self.binding.bind_output(output.name, device)
+        self.binding = bound(self.session, inputs, provider)
 
     def seconds(self, repeats: int) -> float:
         """Seconds for one run, the mean of `repeats` runs."""
@@ -119,24 +113,12 @@ def run_times(path: str | Path, inputs: Inputs, provider: str, threads: int) -> 
         CheckError: the model does not load or does not run on the provider.
     """
     times: list[float] = []
-    with refused(provider):
+    with as_check_errors(provider):
         for _ in range(_REBUILDS):
             runner = _Runner(Path(path), inputs, provider, threads)
             _warm_up(runner, time.perf_counter() + 1.0)
             times += [runner.seconds(1) for _ in range(_LEAST_ROUNDS)]
     return times
-
-
-@contextmanager
-def refused(provider: str) -> Iterator[None]:
-    """What ONNX Runtime raises inside becomes a CheckError. `provider` is ONNX Runtime's name."""
-    try:
-        yield
-    except (CheckError, InputError):
-        raise
-    except Exception as error:  # the errors of ONNX Runtime share no base class of their own
-        reason = " ".join(str(error).split())[:300]
-        raise CheckError(f"a model does not run on {provider_name(provider)}: {reason}") from error
 
 
 def measure_latency(
@@ -166,7 +148,7 @@ def measure_latency(
     order, start = random.Random(seed), time.perf_counter()
     rounds: list[list[dict[str, float]]] = []
     for i in range(rebuilds):
-        with refused(ort_provider):
+        with as_check_errors(ort_provider):
             runners = {
                 role: _Runner(Path(models[name]), given[name], ort_provider, threads) for role, name in roles.items()
             }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fxslim.graph.jobs import Job
@@ -18,7 +19,7 @@ _ROW = 256  # elements in a row of pointwise operators
 _SQUARE = 64  # side of the matrices that stand for work of another form
 _OPSET = 20
 
-Feeds = dict[str, np.ndarray[Any, Any]]
+Feeds = list[torch.Tensor]  # flat inputs, in the order of the model's
 
 
 def operator_model(job: Job, sizes: tuple[int, ...]) -> tuple[bytes, Feeds]:
@@ -90,7 +91,7 @@ def _model(
     nodes: Sequence[onnx.NodeProto], inputs: dict[str, list[int]], weights: dict[str, list[int]], output: str
 ) -> tuple[bytes, Feeds]:
     generator = np.random.default_rng(0)
-    feeds = {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in inputs.items()}
+    feeds = [torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)) for shape in inputs.values()]
     made = [
         numpy_helper.from_array(generator.standard_normal(shape, dtype=np.float32), name)
         for name, shape in weights.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +13,12 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from fxslim.graph.errors import CheckError
+from fxslim.graph.errors import CheckError, FxslimError
 
 __all__ = [
     "CPU",
     "NodeAssignment",
+    "as_check_errors",
     "available_providers",
     "create_session",
     "node_assignments",
@@ -128,6 +131,19 @@ def _loads(provider: str) -> bool:
     except CheckError:
         return False
     return True
+
+
+@contextmanager
+def as_check_errors(provider: str) -> Iterator[None]:
+    """What ONNX Runtime raises inside becomes a CheckError: its own errors share no base class. `provider` is its name
+    there."""
+    try:
+        yield
+    except FxslimError:
+        raise
+    except Exception as error:  # see above
+        reason = " ".join(str(error).split())[:300]
+        raise CheckError(f"a model does not run on {provider_name(provider)}: {reason}") from error
 
 
 def create_session(

@@ -11,12 +11,13 @@ import torch.utils.dlpack
 from fxslim.export.providers import onnxruntime
 from fxslim.export.weights import tensor_to_numpy
 
-__all__ = ["as_declared", "ort_value", "run_session"]
+__all__ = ["as_declared", "bound", "ort_value", "run_session"]
 
 _FLOATS = {
     "tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16,
     "tensor(double)": torch.float64,
 }  # fmt: skip
+_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
@@ -27,6 +28,19 @@ def as_declared(session: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tens
         tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         for tensor, dtype in zip(inputs, declared, strict=True)
     ]
+
+
+def bound(session: Any, inputs: Sequence[torch.Tensor], provider: str) -> Any:
+    """An IO binding with the flat inputs, and room for the outputs, on the device of a provider (ONNX Runtime's name),
+    so that a run moves nothing."""
+    device = "cuda" if provider in _ON_CUDA else "cpu"
+    binding = session.io_binding()
+    names = [value.name for value in session.get_inputs()]
+    for name, tensor in zip(names, as_declared(session, inputs), strict=True):
+        binding.bind_ortvalue_input(name, ort_value(tensor, device))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+    return binding
 
 
 def run_session(session: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

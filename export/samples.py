@@ -15,7 +15,9 @@ from fxslim.graph.dims import known_size, summands
 from fxslim.graph.errors import CheckError, InputError
 from fxslim.graph.program import Program
 
-__all__ = ["Sizes", "default_shapes", "draw_inputs", "example_sizes", "reordered_rows", "single_variations"]
+__all__ = [
+    "Sizes", "cache_dims", "default_shapes", "draw_inputs", "example_sizes", "reordered_rows", "single_variations",
+]  # fmt: skip
 
 Sizes = dict[str, int]
 """A size for every dynamic dimension, by name."""
@@ -48,14 +50,21 @@ def default_shapes(program: Program) -> list[Sizes]:
     return [sizes for i, sizes in enumerate(candidates) if sizes not in candidates[:i]]
 
 
-def _with_caches(program: Program, example: Sizes) -> list[Sizes]:
+def cache_dims(program: Program) -> tuple[set[str], set[str]]:
+    """The names of the dynamic dimensions that only caches have (past positions), and that only other inputs have (new
+    ones). Sums of others are not among them."""
     caches = find_caches(program)
     on_caches = {n for key in caches for n in program.dynamic.get(key, {}).values()}
     elsewhere = {n for key in program.input_names if key not in caches for n in program.dynamic.get(key, {}).values()}
-    past, new = on_caches - elsewhere, elsewhere - on_caches
+    free = {n for n in on_caches | elsewhere if not summands(n)}
+    return (on_caches - elsewhere) & free, (elsewhere - on_caches) & free
+
+
+def _with_caches(program: Program, example: Sizes) -> list[Sizes]:
+    past, new = cache_dims(program)
     if not past:
         return []
-    return [{**example, **dict.fromkeys(past, 0)}, {**example, **{n: 1 for n in new if n in example}}]
+    return [{**example, **dict.fromkeys(past, 0)}, {**example, **dict.fromkeys(new, 1)}]
 
 
 def single_variations(program: Program) -> list[Sizes]:

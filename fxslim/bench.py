@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fxslim.export import LatencyReport, describe, export_onnx, measure_latency, resolve_provider
 from fxslim.export.peak import peak_bytes
-from fxslim.export.samples import example_sizes
-from fxslim.graph.axes.analysis import find_caches
+from fxslim.export.samples import cache_dims, example_sizes
 from fxslim.graph.axes.groups import analyze
 from fxslim.graph.costs import CostModel
 from fxslim.graph.errors import InputError
@@ -40,10 +39,7 @@ class Case:
 def default_cases(program: Program, shapes: Mapping[str, Sequence[int]]) -> list[Case]:
     """Prefill and a step of decoding for a program with caches; else the sizes of inputs with these shapes by name."""
     known = example_sizes(program)
-    caches = find_caches(program)
-    on_caches = {n for key in caches for n in program.dynamic.get(key, {}).values()}
-    elsewhere = {n for k in program.input_names if k not in caches for n in program.dynamic.get(k, {}).values()}
-    past, new = (on_caches - elsewhere) & known.keys(), (elsewhere - on_caches) & known.keys()
+    past, new = cache_dims(program)
     if past and new:
         rows = dict.fromkeys(known, 1)
         return [

@@ -23,6 +23,8 @@ Examples:
 
   fxslim slim bundled:digits-resnet --keep 0.5 --round-to 8 -o out/digits
 
+  fxslim slim ./my-model --of latency --keep 0.6 --threads 2 --calibration text.txt -o out/faster
+
   fxslim slim ./my-model --keep 0.8 --calibration text.txt -o out/mine
 """
 

@@ -158,11 +158,11 @@ class LatencyPlans:
         these two is what is expected.
         """
         shapes = [tuple(x.shape) for x in self.inputs]
-        key = f"multiple {self.analysis.program.fingerprint()} {shapes} {sorted(keep_fixed)} {self.opset}"
-        if key not in self.times.table:
-            self.times.table[key] = float(self._measured_multiple(keep_fixed))
+        key = f"{self.analysis.program.fingerprint()} {shapes} {sorted(keep_fixed)} {self.opset}"
+        if key not in self.times.multiples:
+            self.times.multiples[key] = self._measured_multiple(keep_fixed)
             self.times.save()
-        return int(self.times.table[key])
+        return self.times.multiples[key]
 
     def _measured_multiple(self, keep_fixed: Sequence[str]) -> int:
         groups, _ = choose_groups(self.analysis, groups=None, keep_fixed=keep_fixed, inexact=False)

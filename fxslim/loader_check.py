@@ -125,6 +125,7 @@ def check_loader(
     extra = neurons(config, plan)
     given = dict(zip(program.outside_names, program.example_inputs, strict=True))
     attempts: Iterator[dict[str, Any]] = iter([{}])
+    unequal: str | None = None
     compared = f"outputs of {len(program.example_inputs[0])} rows"
     if loader == _DECODER:
         caches = [(int(v.shape[1]), int(v.shape[3])) for n, v in given.items() if n.startswith(PAST)]
@@ -142,7 +143,7 @@ def check_loader(
             return LoaderCheck(loader, compared, (), changes_of(raw, written), _versions())
         reasons = reasons or broken + failed  # of the configuration as it came: the others are guesses
     write_json_atomic(path, raw)
-    if loader == _DECODER and unequal:
+    if unequal:
         reasons.insert(0, f"config.json gives all caches one shape, and {unequal}")
     return LoaderCheck(loader, compared, tuple(reasons), {}, _versions())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fxslim.passes.plan import Plan
 
-__all__ = ["neurons", "readable_configs"]
+__all__ = ["changes_of", "neurons", "readable_configs"]
 
 _NEURONS = ("intermediate_size", "ffn_dim", "n_inner")
 

@@ -18,7 +18,7 @@ from fxslim.outputs import write_json_atomic
 
 __all__ = ["OperatorTimes"]
 
-_FORMAT = 1  # of how operators are timed: another one makes old times void
+_FORMAT = 2  # of how operators are timed: another one makes old times void
 _CPU_INFO = Path("/proc/cpuinfo")
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
@@ -34,22 +34,24 @@ class OperatorTimes:
         }  # fmt: skip
         name = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (folder or Path(platformdirs.user_cache_dir("fxslim")) / "operator-times") / f"{name}.json"
-        self.table = self._read()
+        self.table: dict[str, float] = {}
+        self.multiples: dict[str, int] = {}  # that sizes of a model should fall on, by a description of it
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._read()
 
-    def _read(self) -> dict[str, float]:
-        try:
-            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
-            if found["facts"] != self.facts:
-                return {}
-            return {str(key): float(value) for key, value in found["times"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+    def _read(self) -> None:
+        found: Any = json.loads(self.path.read_text(encoding="utf-8"))
+        if found["facts"] == self.facts:
+            times = {str(key): float(value) for key, value in found["times"].items()}
+            self.multiples = {str(key): int(value) for key, value in found["multiples"].items()}
+            self.table = times
 
     def save(self) -> None:
         """Writes the table for the next run."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(self.path, {"facts": self.facts, "times": dict(sorted(self.table.items()))})
+            times, multiples = dict(sorted(self.table.items())), self.multiples
+            write_json_atomic(self.path, {"facts": self.facts, "times": times, "multiples": multiples})
 
 
 def _machine(provider: str) -> str:

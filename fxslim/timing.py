@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fxslim.data import Batches
-from fxslim.export.samples import draw_inputs, example_sizes
-from fxslim.graph.axes.analysis import find_caches
+from fxslim.export.samples import cache_dims, draw_inputs, example_sizes
 from fxslim.graph.caches import refitted_caches
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
@@ -50,8 +49,7 @@ def sized_inputs(program: Program, sizes: Mapping[str, int], seed: int = 0) -> t
             f"the model has no dynamic dimension {unknown[0]!r}",
             remedy=f"choose among {', '.join(known)}" if known else "leave --sizes out: all its sizes are fixed",
         )
-    caches = find_caches(program)
-    past = {n for key in caches for n in program.dynamic.get(key, {}).values()}
+    past, _ = cache_dims(program)
     if empty := [name for name, size in sizes.items() if size == 0 and name not in past]:
         raise InputError(f"the dimension {empty[0]!r} cannot be 0", remedy="only caches may be empty")
     return tuple(draw_inputs(program, {**known, **sizes}, torch.Generator().manual_seed(seed)))

@@ -13,7 +13,7 @@ from torch import fx
 from fxslim.graph.axes.analysis import Axes, CallAxes
 from fxslim.graph.axes.notation import letters_of
 from fxslim.graph.axes.registry import Call
-from fxslim.graph.axes.terms import Expr, Terms
+from fxslim.graph.axes.terms import Expr
 
 __all__ = ["Job", "Kind", "find_jobs"]
 
@@ -32,8 +32,6 @@ _OPERATORS = {
     "native_layer_norm": "LayerNormalization", "rms_norm": "LayerNormalization", "sigmoid": "Sigmoid",
     "silu": "Sigmoid", "tanh": "Tanh", "erf": "Erf", "exp": "Exp",
 }  # fmt: skip
-
-
 _REDUCING = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "linalg_vector_norm")  # and poolings
 
 
@@ -70,10 +68,10 @@ def _heavy(axes: Axes, call: CallAxes) -> list[Job]:
     weight = next((str(o.target) for o in call.operands if o.op == "get_attr" and len(axes.values[o][0]) > 1), None)
     if "conv" in str(call.node.target):
         return [_conv(axes, call, letters, weight)]
-    return [_matmul(call, cost, letters, weight, axes.terms) for cost in call.rule.costs]
+    return [_matmul(call, cost, letters, weight) for cost in call.rule.costs]
 
 
-def _matmul(call: CallAxes, cost: tuple[str, ...], letters: dict[str, Expr], weight: str | None, terms: Terms) -> Job:
+def _matmul(call: CallAxes, cost: tuple[str, ...], letters: dict[str, Expr], weight: str | None) -> Job:
     """A product of two operands as batches of [m, k] x [k, n], whatever order their dimensions are in."""
     known = [x for x in cost if x in letters]
     everything = _product(letters[x] for x in known)

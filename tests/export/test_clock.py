@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from fxslim.export.clock import OperatorClock, measure_clock
 from fxslim.export.operators import operator_model
 from fxslim.export.providers import create_session, resolve_provider
+from fxslim.export.running import run_session
 from fxslim.export.to_onnx import export_onnx
 from fxslim.graph.axes.groups import analyze
 from fxslim.graph.capture import capture
@@ -23,9 +23,10 @@ CONV = (2, False, (2, 1), (1, 0), (1, 1))
 LINEAR = Job("linear", "matmul", (True,), ())
 
 
-def run(job: Job, sizes: tuple[int, ...]) -> tuple[dict[str, Any], Any]:
-    model, feeds = operator_model(job, sizes)
-    return feeds, create_session(model, resolve_provider("cpu"), threads=1).run(None, feeds)[0]
+def run(job: Job, sizes: tuple[int, ...], inputs: list[torch.Tensor] | None = None) -> torch.Tensor:
+    model, drawn = operator_model(job, sizes)
+    (result,) = run_session(create_session(model, resolve_provider("cpu"), threads=1), inputs or drawn)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -45,15 +46,22 @@ def run(job: Job, sizes: tuple[int, ...]) -> tuple[dict[str, Any], Any]:
     ],
 )
 def test_every_kind_of_operator_runs_at_its_sizes(job: Job, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    _, result = run(job, sizes)
-    assert result.shape == shape
+    assert run(job, sizes).shape == shape
+
+
+def test_the_model_of_attention_computes_attention() -> None:
+    sizes = (4, 5, 6, 8, 3)
+    q, k, v, mask = operator_model(Job("sdpa", "attention", (True,), ()), sizes)[1]
+    found = run(Job("sdpa", "attention", (True,), ()), sizes, [q, k, v, mask])
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k.mT, v, mask, scale=1.0)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_masked_attention_that_sees_nothing_gives_zero_as_the_exporter_has_it() -> None:
     job = Job("sdpa", "attention", (True,), ())
-    model, feeds = operator_model(job, (1, 2, 3, 4, 5))
-    feeds["mask"][0, 0] = float("-inf")
-    (result,) = create_session(model, resolve_provider("cpu"), threads=1).run(None, feeds)
+    inputs = operator_model(job, (1, 2, 3, 4, 5))[1]
+    inputs[3][0, 0] = float("-inf")  # the mask
+    result = run(job, (1, 2, 3, 4, 5), inputs)
     assert (result[0, 0] == 0).all()
     assert (result[0, 1] != 0).all()
 
@@ -134,3 +142,9 @@ def test_the_clock_of_this_machine_says_that_less_work_takes_less_time(tmp_path:
     assert any(key.startswith("matmul") for key in table)
     known = OperatorClock(inputs, "cpu", 1, dict.fromkeys(table, 7.0))
     assert known.nanoseconds(LINEAR, whole, whole) == 7.0  # a table that is known is not measured again
+
+
+def test_an_operator_that_does_not_run_is_a_failed_check() -> None:
+    job = Job("conv", "conv", (2, False, (1, 1), (0, 0), (1, 1)), ())
+    with pytest.raises(CheckError, match="does not run on cpu"):
+        OperatorClock((), "cpu", 1).measured(job, (1, 3, 4, 1, 2, 2, 5, 5))  # the kernel is larger than the image

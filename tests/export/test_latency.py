@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxslim.export.latency import LatencyReport, Ratio, bootstrap_ratio, measure_latency
+from fxslim.export.latency import LatencyReport, Ratio, bootstrap_ratio, measure_latency, run_times
+from fxslim.export.providers import resolve_provider
 from fxslim.export.to_onnx import export_onnx
 from fxslim.graph.capture import capture
 from fxslim.graph.errors import CheckError, InputError
@@ -100,3 +101,8 @@ def test_each_model_may_have_inputs_of_its_own(pair: dict[str, Path], attention:
     models = {"original": pair["original"], "other": attention.file.path}
     inputs = {"original": [torch.randn(8, 256)], "other": list(attention.program.example_inputs)}
     assert measure_latency(models, inputs, provider="cpu", seconds_budget=BUDGET).rounds >= 24
+
+
+def test_inputs_that_a_model_cannot_run_are_a_failed_check(pair: dict[str, Path]) -> None:
+    with pytest.raises(CheckError, match="does not run on cpu"):
+        run_times(pair["slim"], [torch.randn(8, 255)], resolve_provider("cpu"), 1)

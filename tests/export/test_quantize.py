@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_what_the_quantiser_raises_is_an_export_error(
 
 def test_a_file_in_which_nothing_is_quantised_fails(mlp: Exported, tmp_path: Path) -> None:
     found = check_quantized(mlp.file.path, mlp.copy(tmp_path), batches(mlp), provider="cpu")
+    assert any("nothing was quantised" in f for f in found.failures)
+
+
+def test_an_activation_in_eight_bits_alone_is_not_enough(mlp: Exported, tmp_path: Path) -> None:
+    model = onnx.load(str(mlp.file.path))
+    name = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = [f"{name}.back" if i == name else i for i in node.input]
+    for array in (np.array(0.02, np.float32), np.array(0, np.int8)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}.{array.dtype.name}"))
+    around = [f"{name}.float32", f"{name}.int8"]
+    model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", [f"{name}.q", *around], [f"{name}.back"]))
+    model.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", [name, *around], [f"{name}.q"]))
+    onnx.save(model, str(tmp_path / "q.onnx"))
+    found = check_quantized(mlp.file.path, tmp_path / "q.onnx", batches(mlp), provider="cpu")
     assert any("nothing was quantised" in f for f in found.failures)
 
 

@@ -70,7 +70,25 @@ def test_the_multiple_that_the_machine_likes_is_found_and_remembered(tmp_path: P
     assert machine.preferred_multiple() == multiple
     machine.rounded = 1
     assert machine.preferred_multiple() == multiple  # from the table
-    assert OperatorTimes("cpu", 1, tmp_path).table  # which is on disk
+    assert list(OperatorTimes("cpu", 1, tmp_path).multiples.values()) == [multiple]  # which is on disk
+
+
+def test_wide_groups_that_no_product_sums_over_like_any_multiple(tmp_path: Path) -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, WIDTH)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.table(ids).relu().sum(-1)
+
+    program = capture(Summed(), (torch.arange(40_000).remainder(10).reshape(200, 200),))
+    export_onnx(program, tmp_path / "original.onnx")
+    times = OperatorTimes("cpu", 1, tmp_path)
+    plans = LatencyPlans(
+        analyze(program), tmp_path / "original.onnx", both, provider="cpu", threads=1, scratch=tmp_path, times=times
+    )
+    assert plans.preferred_multiple() == 1
 
 
 def magnitude() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.pipeline import SlimOptions
 from fxslim.report_variants import variant_line, variant_rows
-from fxslim.variants import FILES, Serving, make_variant, refuse_static
+from fxslim.variants import FILES, Serving, make_variant, refuse_narrow, refuse_static
 
 COSTS = {"file_bytes": [1, 10_000]}
 
@@ -88,3 +88,11 @@ def test_unknown_types_are_refused_before_the_work(option: str, value: str) -> N
 def test_the_command_repeats_the_options() -> None:
     options = SlimOptions(model="m", keep=0.5, onnx_dtype="float16", quantize="dynamic")
     assert "--onnx-dtype float16 --quantize dynamic" in options.command(Path("out"))
+
+
+@pytest.mark.parametrize("wanted", ["float16", "dynamic"])
+def test_weights_in_half_precision_are_refused_before_the_work(wanted: str) -> None:
+    program = capture(nn.Linear(4, 3).half(), (torch.randn(2, 4).half(),))
+    refuse_narrow(program, [])
+    with pytest.raises(InputError, match=f"{wanted} starts from float32"):
+        refuse_narrow(program, [wanted])

@@ -36,15 +36,16 @@ class Case:
     sizes: Mapping[str, int]
 
 
-def default_cases(program: Program, shapes: Mapping[str, Sequence[int]]) -> list[Case]:
-    """Prefill and a step of decoding for a program with caches; else the sizes of inputs with these shapes by name."""
+def default_cases(program: Program, shapes: Mapping[str, Sequence[int]], limit: int | None = None) -> list[Case]:
+    """Prefill and a step of decoding for a program with caches that takes at most `limit` positions; else the sizes of
+    inputs with these shapes by name."""
     known = example_sizes(program)
     past, new = cache_dims(program)
     if past and new:
-        rows = dict.fromkeys(known, 1)
+        rows, length = dict.fromkeys(known, 1), min(_LENGTH, (limit or _LENGTH + 1) - 1)
         return [
-            Case("prefill", {**rows, **dict.fromkeys(past, 0), **dict.fromkeys(new, _LENGTH)}),
-            Case("decode", {**rows, **dict.fromkeys(past, _LENGTH), **dict.fromkeys(new, 1)}),
+            Case("prefill", {**rows, **dict.fromkeys(past, 0), **dict.fromkeys(new, length)}),
+            Case("decode", {**rows, **dict.fromkeys(past, length), **dict.fromkeys(new, 1)}),
         ]
     found = dict(known)
     for key in program.input_names:
@@ -87,7 +88,7 @@ def bench(
             at=name, remedy="give the model that the result was made from as --original",
         )  # fmt: skip
     chosen = [Case(_text(sizes), {**example_sizes(program), **sizes}) for sizes in cases]
-    chosen = chosen or default_cases(program, report["latency"]["shapes"])
+    chosen = chosen or default_cases(program, report["latency"]["shapes"], source.max_positions)
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
         files = {"original": Path(scratch) / "original.onnx", "slim": result / "model.onnx"}
         export_onnx(program, files["original"], opset=report["onnx"]["slim"]["opset"])

@@ -20,6 +20,7 @@ from tests.fxslim.test_cli import FAST, refused, run
 
 CPU = resolve_provider("cpu")
 SHORT = ("--seconds", "0.2")
+MAGNITUDE = ("--method", "magnitude", *FAST)
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +95,24 @@ def test_measurements_that_would_not_end_or_mean_nothing_are_refused(result: Pat
     refused(run("bench", result, *words), words[0])
 
 
-def test_a_bundled_decoder_with_its_cache_is_found_again_and_timed(tmp_path: Path) -> None:
+def test_a_bundled_model_is_found_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("--width", "0.5", "--method", "magnitude", "--task", "text-generation", *FAST)
-    assert run("slim", "bundled:opt-python", *words, "-o", out).exit_code == 0
+    assert run("slim", "bundled:digits-resnet", "--width", "0.5", *MAGNITUDE, "-o", out).exit_code == 0
+    done = run("bench", out, "--json", *SHORT)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["model"] == "digits-resnet"
+
+
+def test_a_decoder_with_its_cache_is_timed_within_its_positions(pristine_opt: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--width", "0.5", *MAGNITUDE, "--task", "text-generation")
+    assert run("slim", pristine_opt, *words, "-o", out).exit_code == 0
     done = run("bench", out, "--json", *SHORT)
     assert done.exit_code == 0, done.output
     prefill, decode = json.loads(done.stdout)["cases"]
     assert (prefill["name"], decode["name"]) == ("prefill", "decode")
-    assert decode["latency"]["median_ms"]["original"] < prefill["latency"]["median_ms"]["original"]
+    assert max(prefill["sizes"].values()) == max(decode["sizes"].values()) < 256  # it has fewer positions
+    assert decode["macs"]["original"] < prefill["macs"]["original"]
 
 
 def test_a_larger_model_has_a_larger_peak(tmp_path: Path) -> None:

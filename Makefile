@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency bench-runtimes bench-loaders fuzz wheel clean
+.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency bench-runtimes bench-loaders fuzz kill wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until someth
 	$(BIN)/python -W ignore -m tests.fuzz --fresh --count 5000 --out benchmarks/results/fuzz.md $(FUZZ_ARGS) || status=1; \
 	$(BIN)/python -W ignore -m tests.fuzz --mutate --fresh --count 600 --minutes 20 --out benchmarks/results/fuzz.md $(FUZZ_ARGS) || status=1; \
 	exit $$status
+
+kill: $(VENV)/.dev ## Kill runs at every write and every step, and look at what is left (about half an hour)
+	$(BIN)/python -W ignore -m tests.kill $(KILL_ARGS)
 
 wheel: $(VENV)/.run ## Build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

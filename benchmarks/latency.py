@@ -38,7 +38,7 @@ from fxslim.opening import open_model, prepared
 from fxslim.passes.methods import settings
 from fxslim.passes.planner import make_plan
 from fxslim.passes.prune import Prune
-from fxslim.pipeline import calibration_of, read_data
+from fxslim.subject import calibration_of, read_data
 from fxslim.timing import sized_inputs, timed_inputs
 
 COLUMNS = [

@@ -16,7 +16,7 @@ from fxslim.export.providers import CPU, create_session
 from fxslim.export.weights import tensor_to_numpy
 from fxslim.graph.errors import CheckError
 
-__all__ = ["peak_bytes"]
+__all__ = ["own_peak_bytes", "peak_bytes"]
 
 _RUNS = 3
 _KIB = 1024
@@ -44,7 +44,7 @@ def peak_bytes(path: str | Path, inputs: Sequence[object], provider: str, thread
     return int(json.loads(done.stdout))
 
 
-def _peak() -> int:
+def own_peak_bytes() -> int:
     """The most memory that this process has had resident, in bytes. On Linux not as getrusage has it: that counts what
     the parent had when it forked."""
     if _STATUS.is_file():
@@ -58,12 +58,12 @@ def _peak() -> int:
 def _main(path: str, inputs: str, provider: str, threads: str) -> int:
     with np.load(inputs, allow_pickle=False) as file:
         arrays = [file[str(i)] for i in range(len(file.files))]
-    before = _peak()
+    before = own_peak_bytes()
     session = create_session(path, provider, threads=int(threads), strict_float32=False, denormals_as_zero=True)
     feed = {value.name: array for value, array in zip(session.get_inputs(), arrays, strict=True)}
     for _ in range(_RUNS):
         session.run(None, feed)
-    return _peak() - before
+    return own_peak_bytes() - before
 
 
 if __name__ == "__main__":

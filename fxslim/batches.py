@@ -51,6 +51,10 @@ class Batches:
         """Number of batches."""
         return len(self.inputs)
 
+    def digest(self) -> str:
+        """A hash of the values of the inputs."""
+        return digest(self.inputs)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import fxslim
-from fxslim import cli_bench, cli_common, cli_inspect, cli_onnx, cli_plan, cli_slim
+from fxslim import cli_bench, cli_common, cli_inspect, cli_onnx, cli_plan, cli_run, cli_slim
 
 __all__ = ["app", "main"]
 
@@ -26,17 +26,20 @@ Examples:
 
   fxslim slim bundled:opt-python --keep 0.7 -o out/demo
 
+  fxslim run recipe.yaml -o out/recipe
+
   fxslim groups bundled:digits-resnet
 
   fxslim check out/demo
 """
 
 app = typer.Typer(
-    name="fxslim", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="fxslim", help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )  # fmt: skip
 
 app.command(help=cli_slim.SLIM_HELP)(cli_slim.slim)
+app.command(help=cli_run.RUN_HELP)(cli_run.run)
 app.command(help=cli_inspect.GROUPS_HELP)(cli_inspect.groups)
 app.command(help=cli_inspect.EXPLAIN_HELP)(cli_inspect.explain)
 app.command(help=cli_plan.PLAN_HELP)(cli_plan.plan)

@@ -47,7 +47,7 @@ def bench(
 ) -> None:
     """Time a result of `fxslim slim` beside the model that it was made from."""
     from fxslim.bench import bench as run
-    from fxslim.pipeline import require_provider
+    from fxslim.subject import require_provider
     from fxslim.timing import parse_sizes
 
     require_provider(provider)

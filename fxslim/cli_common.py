@@ -6,18 +6,19 @@ import functools
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from fxslim.cli_progress import watching as watching
 from fxslim.graph.errors import FxslimError
 
 if TYPE_CHECKING:
     from fxslim.graph.axes.groups import Analysis
+    from fxslim.run_steps import Watcher
     from fxslim.sources import Source
 
 P = ParamSpec("P")
@@ -35,6 +36,7 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory for the result.", show_default=False)]
 Keep = Annotated[float | None, typer.Option(help="Share of all parameters (or MACs) that remains, such as 0.7.")]
 Width = Annotated[
     float | None, typer.Option(help="Share of positions that every chosen group keeps, instead of --keep.")
@@ -196,6 +198,30 @@ Quantize = Annotated[
         show_default=False,
     ),
 ]
+MaxQualityLoss = Annotated[
+    float | None,
+    typer.Option(
+        help="Fail where the score gets worse by more than this share: 0.02 lets perplexity 10 become 10.2.",
+        show_default=False,
+    ),
+]
+MinSpeedup = Annotated[
+    float | None,
+    typer.Option(help="Fail where the lower end of the speed-up's interval is below this.", show_default=False),
+]
+MaxBytes = Annotated[
+    int | None, typer.Option(help="Fail where the ONNX file is larger than so many bytes.", show_default=False)
+]
+MaxParityError = Annotated[
+    float | None,
+    typer.Option(
+        help="Fail where an output of model.onnx differs by more than this from the slim program's.", show_default=False
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Make the plan, say what it and the run will take, and write nothing."),
+]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
 ]
@@ -205,6 +231,9 @@ TrustRemoteCode = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="A line for each step and how long it took, for logs that are kept.")
+]
 
 
 def debugging() -> bool:
@@ -220,7 +249,7 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            raise typer.Exit(_fail("interrupted; nothing was left behind", INTERRUPTED)) from None
+            raise typer.Exit(_fail(_interrupted(kwargs), INTERRUPTED)) from None
         except FxslimError as error:
             raise typer.Exit(_fail(f"error: {error}", error.exit_code)) from None
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
@@ -233,6 +262,17 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(_fail(_defect(error), DEFECT)) from None
 
     return run
+
+
+def _interrupted(options: Mapping[str, Any]) -> str:
+    """What stays after Ctrl-C."""
+    out = options.get("out")
+    if out is not None:
+        from fxslim.pipeline import work_folder  # heavy, and needed on this way out alone
+
+        if (kept := work_folder(out)).is_dir():
+            return f"interrupted; run the same command again to go on: what was found so far is in {kept}"
+    return "interrupted; nothing was left behind"
 
 
 def _fail(text: str, code: int) -> int:
@@ -273,47 +313,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             typer.echo("  ".join(line).rstrip())
 
 
-def plain(text: str) -> str:
-    """Text in which `[0]` is no markup."""
-    return text.replace("[", "\\[")
-
-
-class Shown:
-    """A watcher that shows each step, and how far it is, on standard error while that is a terminal."""
-
-    def __init__(self, bar: Progress | None) -> None:
-        self._bar = bar
-        self._task: TaskID | None = None
-        self._name = ""
-
-    def step(self, name: str) -> None:
-        """A step begins."""
-        if self._bar is None:
-            return
-        if self._task is not None:
-            self._bar.update(self._task, total=1, completed=1, description=self._name)
-            self._bar.stop_task(self._task)
-        self._name = name
-        self._task = self._bar.add_task(name, total=None)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Within a step: `done` of `total` are finished, `what` comes next."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=f"{self._name} {plain(what[-40:])}")
-
-
-@contextmanager
-def watching(quiet: bool) -> Iterator[Shown]:
-    """A watcher for the time of a block."""
-    stderr = Console(stderr=True)
-    if quiet or not stderr.is_terminal:
-        yield Shown(None)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        yield Shown(bar)
-
-
 def split(text: str | None) -> tuple[str, ...] | None:
     """The parts of a list separated by commas."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
@@ -327,7 +326,7 @@ def one_or_several(values: Sequence[str] | None) -> str | tuple[str, ...] | None
 
 
 def opened(
-    shown: Shown, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
+    shown: Watcher, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
     trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
     task: str | None = None,
 ) -> tuple[Source, Analysis]:  # fmt: skip

@@ -79,7 +79,7 @@ def check(
     """Check an ONNX file against its program, or a result of `fxslim slim` as a whole."""
     from fxslim.export import check_onnx
     from fxslim.opening import open_model, saved_program
-    from fxslim.pipeline import require_provider
+    from fxslim.subject import require_provider
 
     require_provider(provider)
     problems = [] if onnx is not None else _manifest(Path(model))
@@ -94,12 +94,14 @@ def check(
             file = onnx if onnx is not None else Path(model) / "model.onnx"
             found = check_onnx(program, file, original=before, provider=provider, threads=threads, seed=seed)
     ok = found is not None and found.ok
+    drifted = [] if onnx is not None or problems else _drift(Path(model))
     if json:
-        c.print_json(
-            {"format": 1, "ok": ok, "manifest": problems, "parity": None if found is None else found.to_dict()}
-        )
+        parity = None if found is None else found.to_dict()
+        c.print_json({"format": 1, "ok": ok, "manifest": problems, "drift": drifted, "parity": parity})
     else:
         _print_check(problems, found)
+        for line in drifted:
+            typer.echo(f"note: {line}")
     if not ok:
         raise typer.Exit(1)
 
@@ -115,6 +117,19 @@ def _manifest(result: Path) -> list[str]:
             remedy="name the ONNX file as second argument: fxslim check MODEL model.onnx",
         )
     return verify_manifest(result)
+
+
+def _drift(result: Path) -> list[str]:
+    """Versions that differ from those of the run. They decide nothing: the check that was just made does."""
+    from json import loads
+
+    from fxslim.identity import drift
+
+    try:
+        made = loads((result / "report.json").read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, KeyError):
+        return ["there is no report.json that says with which versions this was made"]
+    return drift({str(name): str(version) for name, version in made.items()})
 
 
 def _print_check(problems: list[str], found: OnnxCheck | None) -> None:

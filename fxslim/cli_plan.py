@@ -79,7 +79,8 @@ def plan(
     from fxslim.calibration import shortage_of_plan
     from fxslim.outputs import write_text_atomic
     from fxslim.passes.methods import settings
-    from fxslim.pipeline import SlimOptions, calibration_of
+    from fxslim.slim_options import SlimOptions
+    from fxslim.subject import calibration_of
 
     SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
     with c.watching(quiet) as shown:
@@ -149,7 +150,7 @@ def apply(
     from fxslim.outputs import OutputDirectory
     from fxslim.passes.plan import Plan
     from fxslim.passes.share_branches import before_sharing
-    from fxslim.pipeline import calibration_of
+    from fxslim.subject import calibration_of
 
     chosen = Plan.load(plan)
     with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
@@ -213,8 +214,8 @@ def prove(
     """Prove a plan: the slim program equals the original with the removed units masked."""
     from fxslim.api import prove as run
     from fxslim.passes.plan import Plan
-    from fxslim.pipeline import calibration_of
     from fxslim.report import proof_facts
+    from fxslim.subject import calibration_of
 
     chosen = Plan.load(plan)
     with c.watching(quiet) as shown:

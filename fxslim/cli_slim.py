@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,10 +11,12 @@ from fxslim import cli_common as c
 SLIM_HELP = """Make a model smaller, prove it, export it, check it and time it.
 
 OUT receives model.onnx, the slim program (slim/), plan.json, report.md and report.json, the configuration and tokenizer
-files, and manifest.json. It appears whole or not at all.
+files, recipe.yaml, which repeats the run (`fxslim run`), and manifest.json. It appears whole or not at all. A run that
+ends early goes on where it was when the same command is given again.
 
-If the proof or the check of the ONNX file fails, OUT is written all the same, its report says FAILED, and the exit code
-is 1. A slim model that is not faster is reported as such; that is no error.
+If the proof, the check of the ONNX file or a gate (--max-quality-loss, --min-speedup, ...) fails, OUT is written all
+the same, its report says FAILED, and the exit code is 1. A slim model that is not faster is reported as such; that is
+no error.
 
 Examples:
 
@@ -26,15 +27,17 @@ Examples:
   fxslim slim ./my-model --of latency --keep 0.6 --threads 2 --calibration text.txt -o out/faster
 
   fxslim slim ./my-model --keep 0.8 --calibration text.txt -o out/mine
-"""
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the result.", show_default=False)]
+  fxslim slim bundled:opt-python --keep 0.7 --max-quality-loss 0.05 --min-speedup 1.1 -o out/gated
+
+  fxslim slim bundled:opt-python --keep 0.7 --dry-run
+"""
 
 
 @c.guarded
 def slim(
     model: c.Model,
-    out: Out,
+    out: c.Out = None,
     keep: c.Keep = None,
     width: c.Width = None,
     of: c.Of = "params",
@@ -68,16 +71,24 @@ def slim(
     dtype: c.Dtype = None,
     onnx_dtype: c.OnnxDtype = None,
     quantize: c.Quantize = None,
+    max_quality_loss: c.MaxQualityLoss = None,
+    min_speedup: c.MinSpeedup = None,
+    max_bytes: c.MaxBytes = None,
+    max_parity_error: c.MaxParityError = None,
+    dry_run: c.DryRun = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     overwrite: c.Overwrite = False,
     json: c.Json = False,
     quiet: c.Quiet = False,
+    verbose: c.Verbose = False,
 ) -> None:
     """Make a model smaller, prove it, export it, check it and time it."""
+    from fxslim.cli_run import foresee, print_failures, print_result
+    from fxslim.graph.errors import InputError
     from fxslim.pipeline import SlimOptions
     from fxslim.pipeline import slim as run
-    from fxslim.report_text import headline
+    from fxslim.recipe import Recipe
 
     options = SlimOptions(
         model=model, keep=keep, width=width, of=of, method=method, importance=importance, budget=budget,
@@ -88,19 +99,20 @@ def slim(
         plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
         threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused, task=task,
         loader_compatible=loader_compatible, dtype=dtype, onnx_dtype=onnx_dtype, quantize=quantize,
-        trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+        max_quality_loss=max_quality_loss, min_speedup=min_speedup, max_bytes=max_bytes,
+        max_parity_error=max_parity_error, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    with c.watching(quiet) as shown:
+    if dry_run:
+        foresee(Recipe(options), json, quiet, verbose)
+        return
+    if out is None:
+        raise InputError("nothing says where the result goes", remedy="-o out/name, or --dry-run")
+    with c.watching(quiet, verbose) as shown:
         report = run(options, out, overwrite=overwrite, watcher=shown)
     if json:
         c.print_json(report)
     else:
-        typer.echo(
-            "\n".join([f"{report['model']['name']}: {report['verdict']}", *(f"  {x}" for x in headline(report))])
-        )
-        typer.echo(f"  written to {out}; read {out / 'report.md'}")
+        print_result(report, out)
     if report["verdict"] != "ok":
-        for failure in report["failures"]:
-            typer.echo(f"failed: {failure}", err=True)
-        typer.echo(f"the verdict is FAILED; {out} holds the report: do not serve its model", err=True)
+        print_failures(report, out)
         raise typer.Exit(1)

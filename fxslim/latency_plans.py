@@ -126,7 +126,8 @@ class LatencyPlans:
     ) -> list[tuple[Attempt, Plan, Applied]]:
         """Plans that were tried, with what they took."""
         found: list[tuple[Attempt, Plan, Applied]] = []
-        target, surveys = keep, options.pop("surveys", None) or {}
+        target, surveys = keep, options.pop("surveys", None)
+        surveys = {} if surveys is None else surveys  # an empty one is the caller's, to be filled
         while len(found) < _ATTEMPTS:
             try:
                 plan, applied = compress(

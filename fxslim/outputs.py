@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fxslim.graph.errors import InputError
 
-__all__ = ["MANIFEST", "OutputDirectory", "verify_manifest", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "MANIFEST",
+    "OutputDirectory",
+    "replace_whole",
+    "verify_manifest",
+    "write_json_atomic",
+    "write_manifest",
+    "write_text_atomic",
+]
 
 MANIFEST = "manifest.json"
 """Name of the file that lists all others of a result, with their hashes."""
@@ -28,10 +41,11 @@ class OutputDirectory:
     The files are written beside `path` under a temporary name. When the block ends well, the manifest is written last
     and the directory moves into place; when it raises, or is interrupted, nothing of it stays and what was at `path` is
     as before. With `overwrite`, an earlier result at `path` is kept until the new one is whole. `facts` go into the
-    manifest.
+    manifest. One process at a time writes to `path`; what a killed one left is removed by the next.
 
     Raises:
-        InputError: `path` is not empty (or, with `overwrite`, is no earlier result), or cannot be written to.
+        InputError: `path` is not empty (or, with `overwrite`, is no earlier result), cannot be written to, or another
+            process is writing it.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False, facts: dict[str, Any] | None = None) -> None:
@@ -42,22 +56,31 @@ class OutputDirectory:
         self.facts = dict(facts or {})
         self._temporary = self.path
         self._previous = self.path.with_name(f".{self.path.name}.previous")
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
 
     def __enter__(self) -> Path:
         """The empty temporary directory to fill."""
-        self._recover()
         self._refuse_occupied()
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary.mkdir()
+            temporary.mkdir()
         except OSError as error:
             raise InputError(
                 f"the result cannot be written here: {error.strerror or error}",
                 at=str(self.path),
                 remedy="choose a directory whose parent is yours to write to",
             ) from error
-        return self._temporary
+        try:
+            self._acquire()
+            self._recover(temporary)
+            self._refuse_occupied()
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self._release()
+            raise
+        self._temporary = temporary
+        return temporary
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -65,13 +88,33 @@ class OutputDirectory:
         """Moves the finished directory into place, or removes it if the block raised."""
         try:
             if kind is None:
-                _write_manifest(self._temporary, self.facts)
+                write_manifest(self._temporary, self.facts)
                 self._move_into_place()
+        except OSError as problem:  # a disk that is full, say
+            raise InputError(
+                f"the result cannot be written: {problem.strerror or problem}", at=str(self.path)
+            ) from problem
         finally:  # after the move there is nothing left under the temporary name
             shutil.rmtree(self._temporary, ignore_errors=True)
+            self._release()
 
-    def _recover(self) -> None:
-        """Finishes what a crash between the two renames of `_move_into_place` left behind."""
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(
+                "another run is writing to this directory", at=str(self.path), remedy="wait for it, or choose another"
+            ) from None
+
+    def _release(self) -> None:
+        if self._lock.is_locked:
+            Path(self._lock.lock_file).unlink(missing_ok=True)  # before it is free: no one else can hold it now
+            self._lock.release()
+
+    def _recover(self, own: Path) -> None:
+        """Removes what a killed run left, and finishes what one between the two renames of `replace_whole` began."""
+        for stale in set(self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")) - {own}:
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         if not self._previous.is_dir():
             return
         if _is_free(self.path):
@@ -98,20 +141,46 @@ class OutputDirectory:
             )
 
     def _move_into_place(self) -> None:
-        # Asked again: a second run may have put its own result here since the block began.
+        # Asked again: something may have been put here since the block began.
         self._refuse_occupied()
-        replaced = self.path.is_dir()
-        if replaced:
-            os.replace(self.path, self._previous)
+        replace_whole(self._temporary, self.path, self._previous)
+
+
+def replace_whole(new: Path, path: Path, previous: Path | None = None) -> None:
+    """Moves the directory `new` to `path`. What is there goes once the new one is in its place: at `path` there is the
+    old or the new at every moment where the system can exchange two names; elsewhere, for an instant, the old one is
+    at `previous` alone.
+
+    Raises:
+        OSError: it cannot be moved; the old one is where it was.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        os.replace(new, path)
+    elif _exchange(new, path):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        away = previous or path.with_name(f".{path.name}.previous")
+        os.replace(path, away)
         try:
-            os.replace(self._temporary, self.path)
+            os.replace(new, path)
         except BaseException:
-            if replaced:
-                os.replace(self._previous, self.path)
+            os.replace(away, path)
             raise
-        _sync(self.path.parent)
-        if replaced:
-            shutil.rmtree(self._previous)
+        shutil.rmtree(away)
+    _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the two names were exchanged at once: Linux can (renameat2, RENAME_EXCHANGE), most file systems too."""
+    if not sys.platform.startswith("linux"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # a libc without it
+        return False
+    failed: int = call(here, os.fsencode(one), here, os.fsencode(other), exchange)
+    return not failed
 
 
 def verify_manifest(directory: str | Path) -> list[str]:
@@ -178,7 +247,12 @@ def _is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def _write_manifest(root: Path, facts: dict[str, Any]) -> None:
+def write_manifest(root: Path, facts: dict[str, Any]) -> None:
+    """Writes the manifest of all files below a directory, with `facts`; what it lists is on the disk then.
+
+    Raises:
+        InputError: there is no file, or a link.
+    """
     files = []
     for file in sorted(root.rglob("*")):
         if file.is_symlink():

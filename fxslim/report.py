@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import fxslim
-from fxslim.api import Applied
-from fxslim.calibration import data_facts, restoration_facts
+from fxslim.calibration import data_facts
 from fxslim.data import Batches
 from fxslim.evaluate import Score
 from fxslim.export import LatencyReport, OnnxCheck, OnnxFile, available_providers
+from fxslim.gates import Gate
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
 from fxslim.graph.program import Program
-from fxslim.latency_plans import MeasuredPlan
 from fxslim.loader_check import LoaderCheck
+from fxslim.made import Made
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
 from fxslim.variants import Variant
+from fxslim.versions import versions
 
-__all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versions"]
+__all__ = ["FORMAT", "Findings", "finite", "make_report", "predicted_macs", "proof_facts"]
 
 FORMAT = 1
 IDLE_MASKS = "masking the removed units changed no output on these inputs, so that agreement says nothing"
 DEAD_UNITS = "what is cut was dead: the comparison was repeated with random weights"
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Findings:
     analysis: Analysis  # of what the plan is for: prepared
     plan: Plan
     proof: Proof
-    applied: Applied
+    made: Made
     calibration: Batches | None
     evaluation: Batches | None
     scores: tuple[Score, Score] | None  # original, slim
@@ -57,8 +54,10 @@ class Findings:
     provider: str = "auto"  # as it was asked for
     opened: dict[str, str | None] = field(default_factory=dict)  # its name, form (a task) and type as asked for
     variants: tuple[Variant, ...] = ()  # further files, in other types
-    paced: MeasuredPlan | None = None  # where the plan was made by latency
     loader: LoaderCheck | None = None
+    gates: tuple[Gate, ...] = ()
+    recipe: str = ""  # as YAML
+    resumed: tuple[str, ...] = ()  # steps whose results an earlier run had left
 
 
 def make_report(found: Findings) -> dict[str, Any]:
@@ -71,10 +70,13 @@ def make_report(found: Findings) -> dict[str, Any]:
         "failures": failures,
         "model": {"name": found.source, "task": found.task, **found.opened},
         "command": found.command,
+        "recipe": found.recipe,
+        "resumed": list(found.resumed),
+        "gates": [gate.to_dict() for gate in found.gates],
         "costs": _costs(found),
         "quality": _quality(found),
         "groups": _groups(found),
-        "restoration": _restoration(found),
+        "restoration": found.made.restoration,
         "proof": proof_facts(found.proof),
         "provider": _provider(found),
         "parity": found.check.to_dict(),
@@ -108,17 +110,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decided the result, by name; packages that are missing are left out."""
-    found = {"fxslim": fxslim.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def proof_facts(proof: Proof) -> dict[str, Any]:
     """A proof as JSON values."""
     return {
@@ -139,16 +130,17 @@ def _failures(found: Findings) -> list[str]:
     failures = [f"ONNX: {text}" for text in found.check.failures]
     failures += [f"{v.kind}: {text}" for v in found.variants for text in v.failures]
     failures += [f"loader: {text}" for text in (found.loader.failures if found.loader is not None else ())]
+    failures += [f"{gate.name}: {gate.text}" for gate in found.gates if not gate.ok]
     if not found.proof.conclusive:
         failures.insert(0, f"proof: {IDLE_MASKS}")
     elif not found.proof.ok:
         first = f"proof: the slim program differs from the masked original by {found.proof.max_error:.1e} (relative)"
         failures.insert(0, f"{first}, {found.proof.tolerance:.0e} is allowed")
-    if found.paced is not None and not found.latency.faster:
+    if found.made.paced is not None and not found.latency.faster:
         failures.append(f"latency: no plan pays: the slim model is {found.latency.verdict}")
-    elif found.paced is not None and found.paced.missed:
-        took = f"{found.paced.chosen.measured:.0%} of the time is the least that was reached"
-        failures.append(f"latency: {found.paced.keep:.0%} was asked for, {took}")
+    elif found.made.paced is not None and found.made.paced.missed:
+        took = f"{found.made.paced.chosen.measured:.0%} of the time is the least that was reached"
+        failures.append(f"latency: {found.made.paced.keep:.0%} was asked for, {took}")
     return failures
 
 
@@ -161,33 +153,35 @@ def _provider(found: Findings) -> dict[str, Any]:
 
 def _paced(found: Findings) -> dict[str, Any] | None:
     """How a plan by latency was found: the share of the time that was asked for, and what each attempt took."""
-    if found.paced is None:
+    if found.made.paced is None:
         return None
     return {
-        "keep": found.paced.keep,
-        "multiple": found.paced.multiple,
-        "measured": found.paced.chosen.measured,
-        "attempts": [asdict(a) for a in found.paced.attempts],
+        "keep": found.made.paced.keep,
+        "multiple": found.made.paced.multiple,
+        "measured": found.made.paced.chosen.measured,
+        "attempts": [asdict(a) for a in found.made.paced.attempts],
     }
 
 
 def _costs(found: Findings) -> dict[str, list[int]]:
     original, slim = found.files
-    predicted = found.plan.predicted
-    slim_program = found.applied.program
+    slim_program = found.made.program
     return {
         "params": [found.original.parameters(), slim_program.parameters()],
-        "macs": list(predicted.get("macs") or _macs(found)),
+        "macs": list(predicted_macs(found.plan, found.analysis)),
         "initializer_bytes": [original.initializer_bytes, slim.initializer_bytes],
         "file_bytes": [original.file_bytes, slim.file_bytes],
     }
 
 
-def _macs(found: Findings) -> list[int]:
-    """Before and after, for plans that a person wrote: counted again from what the plan keeps."""
-    cut = {found.analysis.group(c.group).axis: c.count for c in found.plan.cuts}
-    costs = CostModel(found.analysis.axes)
-    return [costs.macs(), costs.macs(cut)]
+def predicted_macs(plan: Plan, analysis: Analysis) -> tuple[int, int]:
+    """MACs of one run of the example inputs, before and after; those of a plan that a person wrote are counted again
+    from what it keeps. `analysis` is that of the program that the plan is for."""
+    if predicted := plan.predicted.get("macs"):
+        return predicted[0], predicted[1]
+    cut = {analysis.group(c.group).axis: c.count for c in plan.cuts}
+    costs = CostModel(analysis.axes)
+    return costs.macs(), costs.macs(cut)
 
 
 def _quality(found: Findings) -> dict[str, Any] | None:
@@ -211,11 +205,6 @@ def _groups(found: Findings) -> list[dict[str, Any]]:
                  "exact": group.exact, "symmetry": str(group.symmetry)}
             )  # fmt: skip
     return rows
-
-
-def _restoration(found: Findings) -> dict[str, Any] | None:
-    restoration = found.applied.restoration
-    return None if restoration is None else restoration_facts(restoration, found.calibration)
 
 
 def _fixed(analysis: Analysis) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ def render(report: dict[str, Any]) -> str:
         [f"# {report['model']['name']}: {report['verdict']} on {_where(report['provider'])}"],
         [f"- {line}" for line in headline(report)],
         _bullets("Failures", report["failures"]),
+        _bullets("Gates", [f"{'passed' if g['ok'] else 'FAILED'}: {g['text']}" for g in report["gates"]]),
         _costs(report["costs"]),
         _groups(report["groups"]),
         _calibration(report["data"]["calibration"], report["restoration"]),
@@ -315,4 +316,8 @@ def _data(data: dict[str, Any]) -> list[str]:
 def _origin(report: dict[str, Any]) -> list[str]:
     used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     times = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
-    return ["## How to get this again", "", f"    {report['command']}", "", f"Versions: {used}.", "", f"Time: {times}."]
+    earlier = (
+        [f"Taken over from a run that ended early: {', '.join(report['resumed'])}.", ""] if report["resumed"] else []
+    )
+    again = [f"    {report['command']}", "", "or by `recipe.yaml` beside this file: `fxslim run recipe.yaml -o OUT`."]
+    return ["## How to get this again", "", *again, "", f"Versions: {used}.", "", *earlier, f"Time: {times}."]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from fxslim.export import DEFAULT_OPSET, OPSETS
 from fxslim.export.quantize import Quantization
@@ -23,6 +25,8 @@ __all__ = ["SlimOptions"]
 @dataclass(frozen=True)
 class SlimOptions:
     """What `fxslim slim` was asked for. None means: the default that fits the model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # a recipe may say nothing else
 
     model: str
     keep: float | None = None
@@ -58,6 +62,10 @@ class SlimOptions:
     dtype: str | None = None
     onnx_dtype: Literal["float16", "bfloat16"] | None = None
     quantize: Quantization | None = None
+    max_quality_loss: float | None = None  # as a share of the original's score
+    min_speedup: float | None = None
+    max_bytes: int | None = None
+    max_parity_error: float | None = None  # absolute, of any element of any output
     trust_pt2: bool = False
     trust_remote_code: bool = False
 
@@ -101,6 +109,16 @@ class SlimOptions:
             raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
         if not 0 < self.latency_seconds < float("inf"):
             raise InputError(f"--latency-seconds is {self.latency_seconds:g}", remedy="give a positive number")
+        self._refuse_idle_gates()
+
+    def _refuse_idle_gates(self) -> None:
+        """A gate that nothing, or everything, passes is a mistake."""
+        for name in ("max_quality_loss", "min_speedup", "max_bytes", "max_parity_error"):
+            value: Any = getattr(self, name)
+            least = 0 if name in ("max_quality_loss", "max_parity_error") else 1e-9
+            if value is not None and not least <= value < float("inf"):
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} is {value:g}", remedy="give a positive number")
 
     def command(self, out: Path) -> str:
         """The command line that says the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -266,7 +267,7 @@ class Planning:
         costs = CostModel(opened.axes, self.costs.uncounted, clock=self.clock) if self.ranks else self.costs
         remaining = {opened.group(name).axis: count for name, count in sized.number.items()}
         plan = Plan(
-            opened.program.fingerprint(), cuts, self.options(), self.costs.change(costs, remaining),
+            opened.program.fingerprint(), cuts, self.options(), self._predicted(costs, remaining),
             (*self.notes, *cache_notes(based)), preparations_of(opened.program),
         )  # fmt: skip
         if any(not g.exact for g in cut) or self._summed_unseen(
@@ -274,6 +275,11 @@ class Planning:
         ):
             restoration = None  # decided behind calls that ran uncut: the finished plan has to be restored by itself
         return Planned(plan, analysis, restoration, batches)
+
+    def _predicted(self, costs: CostModel, remaining: Mapping[Axis, int]) -> dict[str, Any]:
+        """Parameters and MACs before and after; of a budget by effect also the loss that it expects."""
+        loss = {"loss": self.expected} if self.budget == "global" and math.isfinite(self.expected) else {}
+        return {**self.costs.change(costs, remaining), **loss}
 
     def _scored_products(self, groups: Sequence[Group]) -> dict[str, Tensor]:
         """The scores of those groups that products of activations alone sum over, by name."""

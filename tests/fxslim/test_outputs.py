@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fxslim import outputs
 from fxslim.graph.errors import InputError
 from fxslim.outputs import MANIFEST, OutputDirectory, verify_manifest, write_json_atomic, write_text_atomic
 
@@ -97,7 +100,8 @@ def test_a_block_that_ends_badly_leaves_nothing_new(tmp_path: Path, error: type[
 def test_every_failure_of_a_rename_leaves_the_old_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """The renames are: the manifest, the old result away, the new one into place."""
+    """The renames are, where names cannot be exchanged: the manifest, the old result away, the new one into place."""
+    monkeypatch.setattr(outputs, "_exchange", lambda *_: False)
     path = earlier(tmp_path / "out")
     replace, calls = os.replace, []
 
@@ -113,6 +117,56 @@ def test_every_failure_of_a_rename_leaves_the_old_result(
     assert text_of(path) == "old"
     assert verify_manifest(path) == []
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux exchanges two names")
+def test_the_new_result_changes_places_with_the_old_one_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = earlier(tmp_path / "out")
+    replaced: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(Path(b).name), replace(a, b)))
+    with OutputDirectory(path, overwrite=True) as directory:
+        fill(directory)
+    assert replaced == [MANIFEST]
+    assert text_of(path) == "new" and names(tmp_path) == ["out"]
+
+
+def test_a_second_run_into_the_same_directory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with OutputDirectory(path) as directory:
+        with pytest.raises(InputError, match="another run is writing"), OutputDirectory(path):
+            pytest.fail("the block must not run")
+        fill(directory)
+    assert names(tmp_path) == ["out"]
+    with OutputDirectory(path, overwrite=True) as directory:
+        fill(directory)
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    stale = tmp_path / ".out.123.abcd.tmp"
+    stale.mkdir()
+    (stale / "model.onnx").write_text("half")
+    (tmp_path / ".out.lock").write_text("")
+    (tmp_path / ".other.123.abcd.tmp").mkdir()
+    earlier(tmp_path / "out")
+    assert names(tmp_path) == [".other.123.abcd.tmp", "out"]
+
+
+def test_a_disk_that_is_full_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = earlier(tmp_path / "out")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(InputError, match="No space left on device"),
+        OutputDirectory(path, overwrite=True) as directory,
+    ):
+        fill(directory)
+    assert text_of(path) == "old" and names(tmp_path) == ["out"]
 
 
 def test_a_crash_between_the_renames_is_mended_by_the_next_run(tmp_path: Path) -> None:
@@ -132,11 +186,12 @@ def test_a_crash_after_the_renames_leaves_the_new_result(tmp_path: Path) -> None
     assert names(tmp_path) == ["out"]
 
 
-def test_another_run_that_was_faster_is_not_overwritten(tmp_path: Path) -> None:
+def test_what_others_put_there_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with pytest.raises(InputError, match="not empty"), OutputDirectory(path) as directory:
         fill(directory)
-        earlier(path)
+        path.mkdir()
+        fill(path, "old")
     assert text_of(path) == "old"
     assert names(tmp_path) == ["out"]
 

@@ -1,0 +1,173 @@
+"""The step that costs most, a plan and what it makes of the program, and how its result is kept for a later run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fxslim.api import Applied, apply_plan, compress, for_plan
+from fxslim.calibration import restoration_facts
+from fxslim.graph.axes.groups import Analysis, analyze
+from fxslim.graph.errors import FxslimError
+from fxslim.graph.program import Program
+from fxslim.graph.serialize import load, save
+from fxslim.identity import key_of
+from fxslim.latency_plans import Attempt, LatencyPlans, refuse_untimed
+from fxslim.outputs import write_json_atomic, write_text_atomic
+from fxslim.passes.methods import settings
+from fxslim.passes.plan import Plan
+from fxslim.run_steps import Run
+from fxslim.slim_options import SlimOptions
+from fxslim.stages import Stages
+from fxslim.subject import Subject
+
+__all__ = ["Made", "Paced", "asked_of", "make_slim", "plan_key"]
+
+_SERVING = (
+    "evaluation", "opset", "provider", "threads", "latency_seconds", "sizes", "loader_compatible", "onnx_dtype",
+    "quantize", "max_quality_loss", "min_speedup", "max_bytes", "max_parity_error", "model", "calibration",
+    "trust_pt2", "trust_remote_code",
+)  # fmt: skip
+"""Options that no plan depends on; model and data are known by their hashes."""
+
+_TIMED = ("opset", "provider", "threads", "sizes")  # on which a plan by latency does depend
+_PLAN, _FACTS, _SLIM, _PREPARED = "plan.json", "facts.json", "slim", "prepared"
+
+
+@dataclass(frozen=True)
+class Paced:
+    """How a plan by latency was found: the share of the time that was asked for, and what each attempt took."""
+
+    keep: float
+    multiple: int
+    chosen: Attempt
+    attempts: tuple[Attempt, ...]
+    missed: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """A slim program and where it comes from. `restoration` is as `restoration_facts` gives it."""
+
+    plan: Plan
+    program: Program
+    analysis: Analysis  # of the program that the plan was applied to: subspaces are in their bases there
+    restoration: dict[str, Any] | None
+    paced: Paced | None
+
+
+def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]:
+    """What a plan is asked for, but for its share.
+
+    Raises:
+        InputError: the options exclude each other, or it is asked for by latency and cannot be.
+    """
+    if options.plan is not None:
+        return {}
+    calibration = subject.calibration
+    chosen = settings(
+        options.method, importance=options.importance, budget=options.budget, restore=options.restore,
+        rounds=options.rounds, data=calibration is not None, width=options.width is not None,
+    )  # fmt: skip
+    asked: dict[str, Any] = {
+        **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
+        "uncounted": options.uncounted, "inexact": options.inexact, "keep_caches": options.loader_compatible,
+        "seed": options.seed, "schedule": options.schedule, "slope": options.slope, "progress": run.watcher.progress,
+        "surveys": subject.surveys,
+    }  # fmt: skip
+    if options.groups is not None:
+        asked["groups"] = options.groups
+    if options.of == "latency":
+        refuse_untimed(asked)
+    return asked
+
+
+def plan_key(options: SlimOptions, subject: Subject) -> str:
+    """A name for all that the result of this step depends on."""
+    said = {k: v for k, v in vars(options).items() if k not in _SERVING or (options.of == "latency" and k in _TIMED)}
+    said["loader_compatible"] = options.loader_compatible
+    if options.plan is not None:
+        said["plan"] = Path(options.plan).expanduser().read_text(encoding="utf-8")
+    data = None if subject.calibration is None else subject.calibration.digest()
+    return "plan-" + key_of(options=said, model=subject.pinned.model, data=data)
+
+
+def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages: Stages, run: Run) -> Made:
+    """The plan and its slim program, from `stages` where an earlier run has made them.
+
+    Raises:
+        FxslimError: it cannot be made.
+    """
+    key = plan_key(options, subject)
+    with run.step("plan"):
+        earlier = _earlier(stages.find(key), analysis)
+        if earlier is not None:
+            run.resumed.append("plan")
+            return earlier
+        asked = asked_of(options, subject, run)
+        if options.plan is None:
+            plan, applied, paced = _planned(options, subject, analysis, asked)
+        else:
+            plan, paced = Plan.load(options.plan), None
+            plan.selection(for_plan(analysis, plan))  # refuses a plan of another model before anything costs time
+    with run.step("apply"):
+        if options.plan is not None:
+            applied = apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress)
+        restored = applied.restoration
+        facts = None if restored is None else restoration_facts(restored, subject.calibration)
+        made = Made(plan, applied.program, applied.analysis, facts, paced)
+        _keep(stages, key, made, analysis)
+    return made
+
+
+def _planned(
+    options: SlimOptions, subject: Subject, analysis: Analysis, asked: Mapping[str, Any]
+) -> tuple[Plan, Applied, Paced | None]:
+    if options.of != "latency":
+        rounding = 1 if options.round_to is None else options.round_to
+        plan, applied = compress(analysis, options.keep, width=options.width, of=options.of, round_to=rounding, **asked)
+        return plan, applied, None
+    assert options.keep is not None
+    with tempfile.TemporaryDirectory(dir=subject.scratch) as scratch:
+        work = LatencyPlans(
+            analysis, subject.onnx(options.opset).path, lambda p: subject.timed(options, p), provider=options.provider,
+            threads=options.threads, scratch=Path(scratch), opset=options.opset,
+        )  # fmt: skip
+        found = work.compress(options.keep, round_to=options.round_to, **asked)
+    paced = Paced(found.keep, found.multiple, found.chosen, found.attempts, found.missed)
+    return found.plan, found.applied, paced
+
+
+def _keep(stages: Stages, key: str, made: Made, given: Analysis) -> None:
+    with stages.keep(key) as folder:
+        write_text_atomic(folder / _PLAN, made.plan.to_json())
+        paced = None if made.paced is None else asdict(made.paced)
+        write_json_atomic(folder / _FACTS, {"restoration": made.restoration, "paced": paced})
+        save(made.program, folder / _SLIM)
+        if made.analysis.program is not given.program:
+            save(made.analysis.program, folder / _PREPARED)
+
+
+def _earlier(folder: Path | None, given: Analysis) -> Made | None:
+    """What an earlier run kept in a folder; None where there is none, or it cannot be read back."""
+    if folder is None:
+        return None
+    try:
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        analysis = analyze(load(folder / _PREPARED)) if (folder / _PREPARED).is_dir() else given
+        plan, program = Plan.load(folder / _PLAN), load(folder / _SLIM)
+        plan.selection(analysis)
+    except (FxslimError, OSError, ValueError):
+        return None  # whatever is wrong with it, making it again is right
+    return Made(plan, program, analysis, facts["restoration"], _paced(facts["paced"]))
+
+
+def _paced(facts: Mapping[str, Any] | None) -> Paced | None:
+    if facts is None:
+        return None
+    attempts = tuple(Attempt(**a) for a in facts["attempts"])
+    return Paced(facts["keep"], facts["multiple"], Attempt(**facts["chosen"]), attempts, facts["missed"])

@@ -1,0 +1,35 @@
+"""Bad input of every kind: the exit code, what is said, no traceback, and nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fxslim.cli import app
+from tests.bad_input.cases import CASES, Case
+from tests.bad_input.place import Place, whole
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return whole(tmp_path_factory.mktemp("bad") / "place")
+
+
+def test_there_are_a_hundred_of_them_and_no_two_alike() -> None:
+    assert len({(c.area, c.name) for c in CASES}) == len(CASES) >= 100
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.area}-{c.name}".replace(" ", "_"))
+def test_bad_input(case: Case, good: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # so that a message of the command line's own is on one line
+    place = good.copy(tmp_path / "place")
+    words = case.make(place)
+    before = {f.relative_to(place.root) for f in place.root.rglob("*")}
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == case.exit_code, found.output
+    assert case.says in found.output
+    assert "Traceback" not in found.output and len(found.output.strip()) > 20
+    after = {f.relative_to(place.root) for f in place.root.rglob("*")}
+    assert after - before == set()

@@ -15,19 +15,18 @@ help: ## Show this list
 install: $(VENV)/.dev ## Create .venv with everything that development needs
 
 # Other runtimes where they can be installed; without them their tests are skipped, with a reason. The second run has
-# optimum, which goes with transformers 4.57 alone. Without logging: optimum's turns on what torch would write of its
-# tracing, and keeping that takes longer than the tests.
+# optimum, which goes with transformers 4.57 alone.
 test: $(VENV)/.dev build/optimum/.done ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
 	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
-	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 -p no:logging tests/fxslim/test_loaders.py $(FEWER)
+	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 tests/fxslim/test_loaders.py $(FEWER)
 
 # The two slowest are left to `make test-loaders`; what they join is tested in parts (test_parts, test_loader_config).
 FEWER := --deselect tests/fxslim/test_loaders.py::test_slim_proves_that_its_result_loads \
 	--deselect tests/fxslim/test_loaders.py::test_an_encoder_with_a_decoder_loads_as_two_files
 
 test-loaders: $(VENV)/.dev build/optimum/.done ## Run all tests that need optimum
-	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 -p no:logging tests/fxslim/test_loaders.py
+	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 tests/fxslim/test_loaders.py
 
 check: $(VENV)/.dev layout ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -45,6 +45,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "sqrt", "trunc")},
 }  # fmt: skip
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
+Scope = tuple[tuple[str, str, str], ...]
+"""Modules around a call, the outermost first: the exporter's key, the path, and the class of each."""
+
 _CONSTANTS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -114,6 +117,8 @@ def load(directory: str | Path) -> Program:
 
 
 def _encode_program(program: Program) -> dict[str, Any]:
+    scopes: dict[Scope, int] = {}
+    nodes = [_encode_node(node, scopes) for node in program.graph.nodes]
     return {
         "format": FORMAT,
         "source": program.source,
@@ -128,18 +133,39 @@ def _encode_program(program: Program) -> dict[str, Any]:
             w.name: {"trainable": w.trainable, "aliases": list(w.aliases), "persistent": w.persistent}
             for w in program.info.values()
         },
-        "nodes": [_encode_node(node) for node in program.graph.nodes],
+        "scopes": [[list(module) for module in scope] for scope in scopes],
+        "nodes": nodes,
     }
 
 
-def _encode_node(node: fx.Node) -> dict[str, Any]:
+def _encode_node(node: fx.Node, scopes: dict[Scope, int]) -> dict[str, Any]:
     target = _encode_target(node) if node.op == "call_function" else str(node.target)
     found: dict[str, Any] = {"name": node.name, "op": node.op, "target": target}
     if node.op in ("call_function", "output"):
         found["args"] = [_encode(a) for a in node.args]
         if node.kwargs:
             found["kwargs"] = {k: _encode(v) for k, v in node.kwargs.items()}
+    if scope := _scope(node):
+        found["scope"] = scopes.setdefault(scope, len(scopes))
     return found
+
+
+def _scope(node: fx.Node) -> Scope:
+    """The modules that a call was made in, the outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple((str(key), str(path), str(kind)) for key, (path, kind) in stack.items())
+
+
+def _restore_scopes(program: Program, data: Mapping[str, Any]) -> None:
+    """Tells the calls of a program that was traced again in which modules they were made: those of the saved one, where
+    its calls are the same in the same order."""
+    scopes = [{str(key): (str(path), str(kind)) for key, path, kind in scope} for scope in data.get("scopes", ())]
+    entries = [entry for entry in data["nodes"] if entry["op"] == "call_function"]
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    if [entry["target"] for entry in entries] != [_encode_target(node) for node in calls]:
+        return
+    for node, entry in zip(calls, entries, strict=True):
+        node.meta["nn_module_stack"] = dict(scopes[entry["scope"]]) if "scope" in entry else {}
 
 
 def _encode_target(node: fx.Node) -> str:
@@ -256,6 +282,7 @@ def _decode_program(data: Mapping[str, Any], weights: dict[str, Tensor], inputs:
     program.caches = data.get("caches")
     program.names = {str(k): str(v) for k, v in data.get("names", {}).items()}
     program.info = {name: info[name] for name in program.info}
+    _restore_scopes(program, data)
     return program
 
 

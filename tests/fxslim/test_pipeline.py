@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fxslim import pipeline
+from fxslim import pipeline, subject
 from fxslim.cli import app
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import FxslimError, InputError
 from fxslim.graph.evaluate import Evaluator
+from fxslim.made import plan_key
 from fxslim.opening import open_model, saved_program
 from fxslim.outputs import verify_manifest
 from fxslim.passes.methods import Settings, settings
-from fxslim.pipeline import SlimOptions, Unwatched, slim
+from fxslim.pipeline import slim
+from fxslim.run_steps import Run, Unwatched
+from fxslim.slim_options import SlimOptions
 from fxslim.sources import load_model
 from tests.fxslim.factories import CLASSIFIER, FEATURES, write_data
 
@@ -60,20 +64,53 @@ def test_the_original_is_left_as_it_was(data: str, tmp_path: Path, monkeypatch: 
     source = load_model(CLASSIFIER)
     before = {name: tensor.clone() for name, tensor in source.program.weights.items()}
     fingerprint = source.program.fingerprint()
-    monkeypatch.setattr(pipeline, "open_model", lambda *args, **kwargs: source)
+    monkeypatch.setattr(subject, "open_model", lambda *args, **kwargs: source)
     slim(SlimOptions(CLASSIFIER, width=0.5, calibration=data, latency_seconds=0.1), tmp_path / "out")
     assert source.program.fingerprint() == fingerprint
     assert all(torch.equal(source.program.weights[name], tensor) for name, tensor in before.items())
 
 
-def test_a_step_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
+def test_a_run_that_ends_early_leaves_no_result_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "measure_latency", fail)
-    with pytest.raises(KeyboardInterrupt):
-        slim(SlimOptions(CLASSIFIER, width=0.5), tmp_path / "out")
+    options = SlimOptions(CLASSIFIER, width=0.5, latency_seconds=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "measure_latency", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            slim(options, tmp_path / "out")
+    assert [f.name for f in tmp_path.iterdir()] == [".out.work"]
+    assert slim(options, tmp_path / "out")["resumed"] == ["plan"]
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    whole = slim(options, tmp_path / "whole")
+    assert whole["resumed"] == []
+    for name in ("plan.json", "model.onnx", "slim/weights.safetensors", "slim/graph.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_that_fails_before_its_plan_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FxslimError):
+        slim(SlimOptions(CLASSIFIER, keep=0.001), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_run_left_is_used_only_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SlimOptions(CLASSIFIER, width=0.5, latency_seconds=0.1)
+    subject_of = keyed(options, tmp_path)
+    assert plan_key(options, subject_of) == plan_key(replace(options, provider="cpu", opset=21), subject_of)
+    for other in (replace(options, width=0.6), replace(options, seed=1), replace(options, loader_compatible=True)):
+        assert plan_key(other, subject_of) != plan_key(options, subject_of)
+    timed = replace(options, width=None, keep=0.5, of="latency")
+    assert plan_key(timed, subject_of) != plan_key(replace(timed, threads=2), subject_of)
+    before = plan_key(options, subject_of)
+    monkeypatch.setattr("fxslim.identity.code_digest", lambda: "another state of the code")
+    assert plan_key(options, subject_of) != before
+
+
+def keyed(options: SlimOptions, scratch: Path) -> subject.Subject:
+    return subject.open_subject(options, scratch, Run(Unwatched()))
 
 
 @pytest.mark.parametrize(

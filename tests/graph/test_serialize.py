@@ -137,3 +137,20 @@ def test_operators_of_others_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"fxslim_test\.twice\.default is not ATen's"):
         save(capture(Custom(), (torch.randn(3),)), tmp_path / "saved")
     assert not list(tmp_path.iterdir())
+
+
+def test_calls_remember_the_modules_that_they_were_made_in(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 2)))
+    program = capture(module, (torch.randn(2, 4),))
+    again = load(save(program, tmp_path / "saved"))
+    scopes = [[n.meta["nn_module_stack"] for n in p.graph.nodes if n.op == "call_function"] for p in (program, again)]
+    assert scopes[0] == scopes[1]
+    assert [path for path, _ in scopes[1][-1].values()] == ["", "1", "1.1"]
+
+
+def test_what_is_saved_again_is_the_same(tmp_path: Path) -> None:
+    program = capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), (torch.randn(2, 4),))
+    first = save(program, tmp_path / "first")
+    second = save(load(first), tmp_path / "second")
+    for file in first.iterdir():
+        assert (second / file.name).read_bytes() == file.read_bytes()

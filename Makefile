@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency bench-runtimes bench-loaders fuzz kill wheel clean
+.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency bench-runtimes bench-loaders fuzz kill bad-input wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -103,6 +103,9 @@ fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until someth
 
 kill: $(VENV)/.dev ## Kill runs at every write and every step, and look at what is left (about half an hour)
 	$(BIN)/python -W ignore -m tests.kill $(KILL_ARGS)
+
+bad-input: $(VENV)/.dev ## What is said to every kind of bad input, as a table
+	$(BIN)/python -W ignore -m tests.bad_input
 
 wheel: $(VENV)/.run ## Build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ def _parse(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, torch.Tensor]:
     if path.suffix == TENSORS:
         return dict(load_file(path))
     with path.open("rb") as file:  # ours to close: the reader forgets to where the file is damaged
+        _refuse_overstated(path)
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded:
@@ -52,6 +54,30 @@ def _parse(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, torch.Tensor]:
     if len(specs) != 1:
         raise ValueError(f"one array without a name for {len(specs)} inputs")
     return {specs[0].name: _copied(loaded)}
+
+
+def _refuse_overstated(path: Path) -> None:
+    """Returns if no array is said to be larger than what is there: memory is set aside for what a header says.
+
+    Raises:
+        ValueError: one is.
+    """
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    _refuse_header(member, info.file_size)
+    else:
+        with path.open("rb") as file:
+            _refuse_header(file, path.stat().st_size)
+
+
+def _refuse_header(file: IO[bytes], size: int) -> None:
+    header = np.lib.format
+    read = header.read_array_header_1_0 if header.read_magic(file) == (1, 0) else header.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if (stated := math.prod(shape) * dtype.itemsize) > size:
+        raise ValueError(f"a header speaks of {stated:,} bytes, and {size:,} are there")
 
 
 def _copied(array: Any) -> torch.Tensor:

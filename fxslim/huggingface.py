@@ -205,8 +205,9 @@ def _load(
         if hasattr(config, "use_cache"):
             config.use_cache = False  # a cache is another program: capture it through a factory
         module, report = loader.from_pretrained(
-            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
+            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
     except Exception as error:  # the library raises many kinds for a configuration that does not fit
         reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise InputError(
@@ -217,7 +218,7 @@ def _load(
     if hasattr(module, "set_experts_implementation") and module._can_set_experts_implementation():
         module.set_experts_implementation("batched_mm")  # the grouped kernel has neither float64 nor an ONNX form
     for kind, what in (("missing_keys", "are missing from the file"), ("mismatched_keys", "have another shape")):
-        if keys := sorted(str(k) for k in report.get(kind, ())):
+        if keys := sorted(_key(k) for k in report.get(kind, ())):
             raise InputError(
                 f"{len(keys)} weights {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}",
                 at=str(directory),
@@ -226,6 +227,14 @@ def _load(
     unused = sorted(str(k) for k in report.get("unexpected_keys", ()))
     notes = (f"{len(unused)} weights of the file belong to no part of {type(module).__name__}",) if unused else ()
     return module.eval(), notes
+
+
+def _key(entry: Any) -> str:
+    """A weight of a loading report: its name, and both shapes where these are told."""
+    if isinstance(entry, str):
+        return entry
+    name, *shapes = entry
+    return f"{name} ({' instead of '.join(str(tuple(shape)) for shape in shapes)})"
 
 
 def _model_class(transformers: Any, directory: Path, raw: Mapping[str, Any], trust: bool) -> Any:

@@ -60,7 +60,10 @@ class OutputDirectory:
 
     def __enter__(self) -> Path:
         """The empty temporary directory to fill."""
-        self._refuse_occupied()
+        try:
+            self._refuse_occupied()
+        except OSError as error:  # a name that is too long, say
+            raise InputError(f"the result cannot be written here: {error.strerror}", at=str(self.path)) from error
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

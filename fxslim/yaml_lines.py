@@ -16,6 +16,7 @@ Key = tuple[str | int, ...]
 """The way to a value: names of mappings and positions in lists."""
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -48,18 +49,23 @@ def read_yaml(text: str, name: str) -> Document:
         value = _value(node, (), name, lines) if node is not None else None
     except yaml.YAMLError as error:
         raise _malformed(error, name) from error
-    except RecursionError:
-        raise InputError("it is nested too deeply", at=name) from None
     if not isinstance(value, dict):
         raise InputError("a recipe is a mapping of names to values", at=f"{name}:1", remedy="model: bundled:opt-python")
     return Document(name, value, lines)
 
 
 def _composed(text: str, name: str) -> yaml.Node | None:
+    """The document's tree. What it may not hold is refused on the way: deep nesting takes the parser minutes."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        at = name if event.start_mark is None else f"{name}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
-            at = name if event.start_mark is None else f"{name}:{event.start_mark.line + 1}"
             raise InputError("aliases are not read", at=at, remedy="write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise InputError(f"tags such as {event.tag!r} are not read", at=at, remedy="write the value alone")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InputError("it is nested too deeply", at=at)
     node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     return node
 

@@ -98,8 +98,8 @@ def whole(root: Path) -> Place:
     write_data(place.data)
     place.text.write_text(TEXT)
     _language_model(place.model)
-    _run("plan", CLASSIFIER, "--keep", "0.7", "-o", str(place.plan))
-    _run("slim", CLASSIFIER, "--keep", "0.7", "--latency-seconds", "0.05", "-o", str(place.result))
+    _run("plan", CLASSIFIER, "--width", "0.5", "-o", str(place.plan))
+    _run("slim", CLASSIFIER, "--width", "0.5", "--latency-seconds", "0.05", "-o", str(place.result))
     return place
 
 

@@ -65,6 +65,7 @@ class Planning:
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
         self.keep_caches = options.get("keep_caches", False)
         self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
+        self.curves = options.get("curves")
         self.uncounted = patterns(options.get("uncounted", ())) or []
         self.clock = options.get("clock") if self.of == "latency" else None
         before = None
@@ -189,6 +190,8 @@ class Planning:
             )
         self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
+        if self.curves is not None:
+            self.curves.update(curves)
         found = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to, self.matrices)
         counts, self.ranks = found.counts, {name: pair.rank for name, pair in found.ranks.items()}
         self.expected = sum(float(curves[g.name][counts[g.axis]]) for g in self.chosen)

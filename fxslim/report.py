@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import Tensor
+
 import fxslim
 from fxslim.api import Applied
 from fxslim.calibration import data_facts, restoration_facts
@@ -23,11 +25,12 @@ from fxslim.latency_plans import MeasuredPlan
 from fxslim.loader_check import LoaderCheck
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
+from fxslim.report_facts import curve_facts, group_facts, identity, uncut_facts, weight_facts
+from fxslim.report_file import FORMAT
 from fxslim.variants import Variant
 
 __all__ = ["FORMAT", "Findings", "finite", "make_report", "proof_facts", "versions"]
 
-FORMAT = 1
 IDLE_MASKS = "masking the removed units changed no output on these inputs, so that agreement says nothing"
 DEAD_UNITS = "what is cut was dead: the comparison was repeated with random weights"
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "safetensors", "numpy")
@@ -59,6 +62,7 @@ class Findings:
     variants: tuple[Variant, ...] = ()  # further files, in other types
     paced: MeasuredPlan | None = None  # where the plan was made by latency
     loader: LoaderCheck | None = None
+    curves: Mapping[str, Tensor] = field(default_factory=dict)  # losses at every size, by group or weight
 
 
 def make_report(found: Findings) -> dict[str, Any]:
@@ -69,11 +73,14 @@ def make_report(found: Findings) -> dict[str, Any]:
         "format": FORMAT,
         "verdict": "FAILED" if failures else "ok",
         "failures": failures,
-        "model": {"name": found.source, "task": found.task, **found.opened},
+        "model": {"name": found.source, "task": found.task, **found.opened, **identity(found.original)},
         "command": found.command,
         "costs": _costs(found),
         "quality": _quality(found),
-        "groups": _groups(found),
+        "weights": weight_facts(found.original, found.applied.program),
+        "groups": group_facts(found.analysis, found.plan),
+        "uncut": uncut_facts(found.analysis, found.plan),
+        "curves": curve_facts(found.curves, found.analysis, found.plan, found.original, found.applied.program),
         "restoration": _restoration(found),
         "proof": proof_facts(found.proof),
         "provider": _provider(found),
@@ -198,19 +205,6 @@ def _quality(found: Findings) -> dict[str, Any] | None:
         "name": before.name, "higher_is_better": before.higher_is_better, "count": before.count,
         "before": before.value, "after": after.value,
     }  # fmt: skip
-
-
-def _groups(found: Findings) -> list[dict[str, Any]]:
-    """The groups that were cut, in the order of the model."""
-    cuts = {c.group: c for c in found.plan.cuts}
-    rows = []
-    for group in found.analysis.prunable:
-        if (cut := cuts.get(group.name)) is not None:
-            rows.append(
-                {"group": group.name, "kind": group.kind, "size": cut.size, "kept": cut.count, "batch": list(cut.batch),
-                 "exact": group.exact, "symmetry": str(group.symmetry)}
-            )  # fmt: skip
-    return rows
 
 
 def _restoration(found: Findings) -> dict[str, Any] | None:

@@ -11,8 +11,8 @@ from fxslim import cli_common as c
 
 SLIM_HELP = """Make a model smaller, prove it, export it, check it and time it.
 
-OUT receives model.onnx, the slim program (slim/), plan.json, report.md and report.json, the configuration and tokenizer
-files, and manifest.json. It appears whole or not at all.
+OUT receives model.onnx, the slim program (slim/), plan.json, the report (report.html, report.md, report.json), the
+configuration and tokenizer files, and manifest.json. It appears whole or not at all.
 
 If the proof or the check of the ONNX file fails, OUT is written all the same, its report says FAILED, and the exit code
 is 1. A slim model that is not faster is reported as such; that is no error.
@@ -98,7 +98,7 @@ def slim(
         typer.echo(
             "\n".join([f"{report['model']['name']}: {report['verdict']}", *(f"  {x}" for x in headline(report))])
         )
-        typer.echo(f"  written to {out}; read {out / 'report.md'}")
+        typer.echo(f"  written to {out}; read {out / 'report.html'}")
     if report["verdict"] != "ok":
         for failure in report["failures"]:
             typer.echo(f"failed: {failure}", err=True)

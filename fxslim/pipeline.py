@@ -35,6 +35,7 @@ from fxslim.loader_check import LoaderCheck, check_loader, loader_of
 from fxslim.loaders import require_optimum
 from fxslim.opening import SLIM, open_model, prepared
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
+from fxslim.page import render_page
 from fxslim.passes.methods import settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.share_branches import before_sharing
@@ -151,7 +152,8 @@ def _work(
         return timed_inputs(original, program, evaluation or calibration, sizes)
 
     sizes = parse_sizes(options.sizes)
-    asked = {} if options.plan is not None else _asked(options, calibration, run)
+    curves: dict[str, Tensor] = {}  # what a global budget goes by, for the report
+    asked = {} if options.plan is not None else {**_asked(options, calibration, run), "curves": curves}
     refuse_narrow(original, [flag for flag in (options.onnx_dtype, options.quantize) if flag is not None])
     pair_of(original)  # refuses sizes of other dimensions before anything costs time
     with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
@@ -193,7 +195,7 @@ def _work(
     return Findings(
         source.name, source.task, command, original, analysis, plan, proof, applied, calibration, evaluation, scores,
         files, check, latency, shapes, run.seconds, source.notes, options.provider, opened, tuple(variants), paced,
-        loaded,
+        loaded, curves,
     )  # fmt: skip
 
 
@@ -346,6 +348,7 @@ def _write(directory: Path, source: Source, found: Findings, report: dict[str, A
     write_text_atomic(directory / "plan.json", found.plan.to_json())
     write_json_atomic(directory / "report.json", report)
     write_text_atomic(directory / "report.md", render(report))
+    write_text_atomic(directory / "report.html", render_page(report))
     for file in source.companions:
         if not (directory / file.name).exists():  # config.json may have been changed for a loader
             shutil.copyfile(file, directory / file.name)

@@ -1,0 +1,74 @@
+"""How large each part of a model is, before and after: rows of bars, by module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Bar", "Bars", "module_bars", "module_of"]
+
+ROWS = 48  # modules that a reader can take in; beyond that they are summed up by what holds them
+_FEW = 6  # fewer rows than this say too little: then there may be many
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One part of the model: scalars before and after, and bars from 0 to 100 beside the largest part."""
+
+    name: str
+    before: int
+    after: int
+    width_before: float
+    width_after: float
+
+    @property
+    def share(self) -> float | None:
+        """What remains of it; None where it is new."""
+        return self.after / self.before if self.before else None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The parts of a model in its order; `more` are shown when they are asked for."""
+
+    bars: tuple[Bar, ...]
+    more: tuple[Bar, ...]
+    left_out: int  # weights that the report does not list
+
+
+def module_of(weight: str) -> tuple[str, ...]:
+    """The path of the module that holds a weight: `("layers", "0", "fc1")`."""
+    return tuple(weight.split(".")[:-1])
+
+
+def module_bars(weights: dict[str, Any]) -> Bars:
+    """The modules with their sizes, in the order of the model, at the finest depth that gives few enough of them."""
+    rows: Sequence[dict[str, Any]] = weights["rows"]
+    deepest = max((len(module_of(row["name"])) for row in rows), default=0)
+    sums: dict[tuple[str, ...], tuple[int, int]] = {}
+    for depth in range(deepest, -1, -1):
+        finer, sums = sums, _sums(rows, depth)
+        if len(sums) <= ROWS:
+            if len(sums) < _FEW and len(finer) <= _MOST:
+                sums = finer or sums
+            break
+    rest = weights["rest"]
+    if rest["weights"]:
+        sums[(f"{rest['weights']:,} small weights",)] = (rest["params"][0], rest["params"][1])
+    most = max((max(pair) for pair in sums.values()), default=0) or 1
+    bars = tuple(
+        Bar(".".join(path) or "(the model itself)", before, after, 100 * before / most, 100 * after / most)
+        for path, (before, after) in sums.items()
+    )
+    return Bars(bars[:ROWS], bars[ROWS:], rest["weights"])
+
+
+def _sums(rows: Sequence[dict[str, Any]], depth: int) -> dict[tuple[str, ...], tuple[int, int]]:
+    sums: dict[tuple[str, ...], tuple[int, int]] = {}
+    for row in rows:
+        path = module_of(row["name"])[:depth]
+        before, after = sums.get(path, (0, 0))
+        sums[path] = (before + row["params"][0], after + row["params"][1])
+    return sums

@@ -26,8 +26,8 @@ from tests.fxslim import reports
 SERIOUS = ("serious", "critical")
 
 
-def synthetic(results: Sequence[Path], folder: Path) -> list[Path]:
-    """Pages that no model is needed for, and a comparison of the results."""
+def synthetic(results: Sequence[Path], folder: Path, layers: int = 300) -> list[Path]:
+    """Pages that no model is needed for, one of them of so many layers, and a comparison of the results."""
     failed = reports.failed(reports.HOSTILE)
     failed["variants"] = [reports.variant()]
     failed["recipe"] = "model: small\nkeep: 0.5\n" + "# a long line " * 20
@@ -35,7 +35,7 @@ def synthetic(results: Sequence[Path], folder: Path) -> list[Path]:
     named += [("out/failed", reports.failed()), *((p.name, read_report(p)) for p in results)]
     pages = {
         "failed": render_page(failed),
-        "deep": render_page(reports.report("deep", layers=300)),
+        "deep": render_page(reports.report("deep", layers)),
         "compare": render_comparison(compared(named)),
     }
     for name, text in pages.items():

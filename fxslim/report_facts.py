@@ -36,13 +36,13 @@ def weight_facts(original: Program, slim: Program) -> dict[str, Any]:
     """Every trainable weight of either program with its shape and scalars before and after, in the order of the model;
     None and 0 where a program does not have it. The smallest beyond `WEIGHTS` are summed up in `rest`."""
     before, after = _trainable(original), _trainable(slim)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "shape": [None if shapes is None else list(shapes) for shapes in (before.get(name), after.get(name))],
             "params": [_numel(before.get(name)), _numel(after.get(name))],
         }
-        for name in dict.fromkeys([*before, *after])
+        for name in _merged(before, after)
     ]
     largest = sorted(rows, key=lambda row: -max(row["params"]))[:WEIGHTS]
     listed = {row["name"] for row in largest}
@@ -54,7 +54,24 @@ def weight_facts(original: Program, slim: Program) -> dict[str, Any]:
 
 
 def _trainable(program: Program) -> dict[str, tuple[int, ...]]:
-    return {name: weight.shape for name, weight in program.info.items() if weight.trainable}
+    """The shapes of the trainable weights, in the order in which the program first reads them."""
+    place = {node: number for number, node in enumerate(program.graph.nodes)}
+    first = {n: min((place[u] for u in node.users), default=len(place)) for n, node in program.weight_nodes().items()}
+    names = sorted((n for n, w in program.info.items() if w.trainable), key=lambda n: first.get(n, len(place)))
+    return {name: program.info[name].shape for name in names}
+
+
+def _merged(before: Iterable[str], after: Iterable[str]) -> list[str]:
+    """The names of both, in order: what is new stands behind what comes before it where it is."""
+    known = dict.fromkeys(before)
+    behind: dict[str | None, list[str]] = {}
+    last: str | None = None
+    for name in after:
+        if name in known:
+            last = name
+        else:
+            behind.setdefault(last, []).append(name)
+    return [*behind.get(None, ()), *(n for name in known for n in (name, *behind.get(name, ())))]
 
 
 def _numel(shape: Sequence[int] | None) -> int:
@@ -112,7 +129,7 @@ def curve_facts(
     the budget. Losses are divergences of the outputs: KL in nats a row for logits, else relative squared errors."""
     groups = {group.name: group for group in analysis.groups}
     kept = {c.group: c.count for c in plan.cuts}
-    rows = []
+    rows, unknown = [], 0
     for name, losses in curves.items():
         size = len(losses) - 1
         if name in groups:
@@ -120,10 +137,12 @@ def curve_facts(
         elif name in original.info or f"{name}_in" in slim.info:
             pair = slim.info.get(f"{name}_in")
             rows.append(_curve(name, "rank", size, size if pair is None else pair.shape[0], losses))
+        else:  # a group that stays whole, in a program whose weights have other names than the one that was surveyed
+            unknown += 1
     if not rows:
         return None
     rows.sort(key=lambda row: row["kept"] == row["size"])  # what was cut comes first; else in order
-    return {"rows": rows[:CURVES], "left_out": len(rows[CURVES:])}
+    return {"rows": rows[:CURVES], "left_out": len(rows[CURVES:]) + unknown}
 
 
 def _curve(name: str, kind: str, size: int, kept: int, losses: Tensor) -> dict[str, Any]:

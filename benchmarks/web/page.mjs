@@ -8,6 +8,7 @@ import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
 
 const WIDTHS = [360, 1280];
+const TALLEST = 8000; // px: beyond 8192 Chromium's software renderer draws the page again from its top
 const SCHEMES = ["light", "dark"];
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
@@ -36,7 +37,8 @@ async function look(browser, file, folder, width, scheme) {
     paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? null,
   }));
   const name = path.join(folder, `${path.basename(file, ".html")}-${width}-${scheme}`);
-  await page.screenshot({ path: `${name}.png`, fullPage: true });
+  const height = Math.min(TALLEST, await page.evaluate(() => document.documentElement.scrollHeight));
+  await page.screenshot({ path: `${name}.png`, clip: { x: 0, y: 0, width, height } });
   const folded = await page.evaluate(overflow);
   await page.evaluate(() => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
   const opened = await page.evaluate(overflow);

@@ -45,29 +45,31 @@ def _front(
     whole: float,
 ) -> Markup:  # fmt: skip
     """Quality against a cost: less is better on the axis below. The original stands at `whole`."""
-    runs = [(run, x) for run in family.runs if (x := value(run)) is not None and run.quality is not None]
+    runs = [
+        (run, x, run.quality) for run in family.runs if (x := value(run)) is not None and run.quality is not None
+    ]  # fmt: skip
     first = family.runs[0]
     better = "higher" if first.higher_is_better else "lower"
 
     def draw(axes: Axes) -> None:
-        front = sorted((x, run.quality) for run, x in runs if on_front(run))
+        front = sorted((x, y) for run, x, y in runs if on_front(run))
         axes.plot([x for x, _ in front], [y for _, y in front], color=ACCENT, linewidth=1.4, alpha=0.6)
         if first.original_quality is not None:
             axes.plot([whole], [first.original_quality], "s", color=BEFORE, markersize=8)
             axes.annotate("original", (whole, first.original_quality), (-8, 6), textcoords="offset points", color=MUTED,
                           ha="right")  # fmt: skip
-        for run, x in runs:
-            mark = {"marker": "o", "color": ACCENT} if run.ok else {"marker": "X", "color": BAD}
-            hollow = {} if on_front(run) or not run.ok else {"markerfacecolor": "none"}
-            axes.plot([x], [run.quality], linestyle="none", markersize=8, **mark, **hollow)
-            axes.annotate(run.label, (x, run.quality or 0), (7, 5), textcoords="offset points", color=TEXT)
+        for run, x, y in runs:
+            colour = ACCENT if run.ok else BAD
+            inside = colour if on_front(run) or not run.ok else "none"
+            axes.plot([x], [y], "o" if run.ok else "X", color=colour, markerfacecolor=inside, markersize=8)
+            axes.annotate(run.label, (x, y), (7, 5), textcoords="offset points", color=TEXT)
         axes.set(xlabel=f"{label}, {unit}", ylabel=f"{first.quality_name} ({better} is better)")
         axes.margins(0.14)
         axes.set_title(f"{first.quality_name} against {label.split(' ')[0]}", loc="left", fontsize=12, color=TEXT)
 
     said = "; ".join(
-        f"{run.label}: {x:.1f} {unit}, {run.quality:.4g}{', on the front' if on_front(run) else ''}"
-        f"{'' if run.ok else ', FAILED'}" for run, x in runs
+        f"{run.label}: {x:.1f} {unit}, {y:.4g}{', on the front' if on_front(run) else ''}"
+        f"{'' if run.ok else ', FAILED'}" for run, x, y in runs
     )  # fmt: skip
     about = f"{first.quality_name} ({better} is better) against {label}. {said}."
     return figure(draw, f"{first.quality_name} against {label}", about, width=420, height=300)

@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -26,7 +26,7 @@ TEXT, MUTED, LINE, ACCENT, BEFORE, BAD = "#010101", "#010102", "#010103", "#0101
 _VARIABLES = {TEXT: "text", MUTED: "muted", LINE: "line", ACCENT: "accent", BEFORE: "before-mark", BAD: "bad"}
 
 _SVG = "http://www.w3.org/2000/svg"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
     "text.parse_math": False, "text.color": TEXT, "axes.labelcolor": MUTED, "axes.edgecolor": LINE,
     "xtick.color": LINE, "ytick.color": LINE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
@@ -72,8 +72,9 @@ def _power(value: float) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """The end of a text that is too long, which tells one name from the next, with an ellipsis before it."""
-    return text if len(text) <= length else "…" + text[1 - length :]
+    """A text that is too long with its middle left out: names differ at their ends."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[half + 1 - length :]}"
 
 
 def _themed(svg: str, title: str, about: str, salt: str, width: int, height: int) -> Markup:

@@ -4,11 +4,12 @@ or what fixes one. An SVG file that stands alone."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fxslim.graph.axes.explain import Tie, explain, groups_on, ties
 from fxslim.graph.axes.groups import Analysis, Group, Site
+from fxslim.graph.axes.terms import Reason
 from fxslim.page.environment import rendered
 from fxslim.page.modules import colour_of, tree_rows
 from fxslim.page.sizes import module_of
@@ -54,6 +55,7 @@ class Stroke:
 class Sheet:
     """What is drawn so far, and where the next line goes."""
 
+    place: Mapping[str, int]  # of each weight, in the order in which the model reads them
     y: float = MARGIN
     texts: list[Text] = field(default_factory=list)
     dots: list[Dot] = field(default_factory=list)
@@ -80,15 +82,20 @@ def picture(analysis: Analysis, a: str, b: str | None = None) -> str:
     Raises:
         AnalysisError: a name is unknown.
     """
-    sheet, said = Sheet(), explain(analysis, a, b)
+    sheet, said = Sheet(_places(analysis)), explain(analysis, a, b)
     found = ties(analysis, a, b) if b is not None else []
     if b is None:
         sheet.write(a, "title")
         _groups(sheet, groups_on(analysis, a), (a,))
     elif found:
         sheet.write(f"{a} and {b} are tied", "title")
-        for tie in found:
-            _tie(sheet, tie, a, b)
+        for same in _by_calls(found):
+            _chain(sheet, same, a, b)
+            for tie in same:
+                if tie.group is not None:
+                    _group(sheet, tie.group, (a, b))
+                else:
+                    sheet.write(f"an axis of {tie.axis.size} positions that is on no weight", "muted", gap=6)
     else:
         sheet.write(f"{a} and {b} are not tied", "title")
         for name in (a, b):
@@ -111,7 +118,7 @@ def _group(sheet: Sheet, group: Group, marked: Iterable[str]) -> None:
     sheet.write(f"{group.kind}: {group.size} positions", "head", gap=10)
     sheet.write(f"group {group.name}", "muted")
     colour = None if group.fixed is not None else colour_of(group.kind)
-    _sites(sheet, group, colour, set(marked))
+    _sites(sheet, group, sheet.place, colour, set(marked))
     if group.nodes:
         sheet.write(f"passes {_some(group.nodes)}", "muted", gap=6)
     if group.consumers:
@@ -127,9 +134,9 @@ def _group(sheet: Sheet, group: Group, marked: Iterable[str]) -> None:
             sheet.write(f"inexact: {reason}", "bad")
 
 
-def _sites(sheet: Sheet, group: Group, colour: int | None, marked: set[str]) -> None:
+def _sites(sheet: Sheet, group: Group, place: Mapping[str, int], colour: int | None, marked: set[str]) -> None:
     by_module: dict[tuple[str, ...], list[Site]] = {}
-    for site in group.sites[:_SITES]:
+    for site in sorted(group.sites, key=lambda s: place.get(s.weight, len(place)))[:_SITES]:
         by_module.setdefault(module_of(site.weight), []).append(site)
     places = []
     for path, depth, name in tree_rows(by_module):
@@ -147,8 +154,17 @@ def _sites(sheet: Sheet, group: Group, colour: int | None, marked: set[str]) -> 
         sheet.write(f"and {len(group.sites) - _SITES} more dimensions of weights", "muted", x=_LANE + 22)
 
 
-def _tie(sheet: Sheet, tie: Tie, a: str, b: str) -> None:
-    """The calls and rules between two dimensions, from one to the other; then the group."""
+def _by_calls(found: Sequence[Tie]) -> list[list[Tie]]:
+    """The ties, those together that the same calls made."""
+    calls: dict[tuple[Reason, ...], list[Tie]] = {}
+    for tie in found:
+        calls.setdefault(tuple(step.reason for step in tie.steps), []).append(tie)
+    return list(calls.values())
+
+
+def _chain(sheet: Sheet, same: Sequence[Tie], a: str, b: str) -> None:
+    """The calls and rules between two dimensions, from one to the other."""
+    tie = same[0]
     colour = None if tie.group is None or tie.group.fixed is not None else colour_of(tie.group.kind)
     left = _LANE + 22
     sheet.y += 8
@@ -156,7 +172,7 @@ def _tie(sheet: Sheet, tie: Tie, a: str, b: str) -> None:
     sheet.write(a, "strong", x=left)
     if not tie.steps:
         sheet.write("they are one dimension", "muted", x=left)
-    for step in tie.steps:
+    for number, step in enumerate(tie.steps):
         sheet.y += 4
         sheet.mark("step", colour, step.reason.node or step.reason.text)
         sheet.write(f"at {step.reason.node or step.reason.text}", x=left)
@@ -164,16 +180,21 @@ def _tie(sheet: Sheet, tie: Tie, a: str, b: str) -> None:
             sheet.write(f"rule {step.reason.rule}", "muted", x=left)
         if step.reason.line:
             sheet.write(f"line {step.reason.line}", "muted", x=left)
-        for text in step.became:
+        for text in dict.fromkeys(text for each in same for text in each.steps[number].became):
             sheet.write(f"there {text}", "muted", x=left)
     sheet.y += 4
     bottom = sheet.mark("produces", colour, b)
     sheet.write(b, "strong", x=left)
     sheet.strokes.append(Stroke(top, bottom, colour))
-    if tie.group is not None:
-        _group(sheet, tie.group, (a, b))
-    else:
-        sheet.write(f"an axis of {tie.axis.size} positions that is on no weight", "muted", gap=6)
+
+
+def _places(analysis: Analysis) -> dict[str, int]:
+    """The number of the first call that reads each weight."""
+    number = {node: i for i, node in enumerate(analysis.program.graph.nodes)}
+    last = len(number)
+    return {
+        n: min((number[u] for u in node.users), default=last) for n, node in analysis.program.weight_nodes().items()
+    }
 
 
 def _some(names: Sequence[str]) -> str:

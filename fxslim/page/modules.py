@@ -111,7 +111,7 @@ def module_map(report: dict[str, Any]) -> Map:
         old = params.get(module_of(row["name"]), (0, 0))
         params[module_of(row["name"])] = (old[0] + row["params"][0], old[1] + row["params"][1])
     paths = list(dict.fromkeys([*params, *(m for g in groups for m in g.modules)]))
-    tree = tree_rows(_in_order(paths))
+    tree = tree_rows(paths)
     shown = tree[:ROWS]
     lanes, undrawn = _lanes(groups, {path: i for i, (path, _, _) in enumerate(shown)})
     rows = []
@@ -125,14 +125,14 @@ def module_map(report: dict[str, Any]) -> Map:
 
 
 def tree_rows(paths: Iterable[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int, str]]:
-    """The modules with those that hold them, in the order given: each with its depth, and its name below the one that
-    holds it. A module that holds one other and nothing else is joined with it, as `model.decoder`."""
-    paths = list(paths)
+    """The modules with those that hold them, in the order in which each is met first: with its depth, and its name
+    below the one that holds it. A module that holds one other and nothing else is joined with it: `model.decoder`."""
+    paths = _in_order(list(paths))
     children: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for path in paths:
         for n in range(len(path)):
             children.setdefault(path[:n], set()).add(path[: n + 1])
-    listed, found = set(paths), []
+    listed, found = set(paths), list[tuple[tuple[str, ...], int, str]]()
     shown: dict[tuple[str, ...], int] = {}
     if () in listed:
         found.append(((), 0, "(the model itself)"))
@@ -164,8 +164,14 @@ def _groups(report: dict[str, Any]) -> Iterator[Group]:
         yield Group(row["group"], row["kind"], said, state, _modules(row["sites"]), colour_of(row["kind"]))
     for row in report["uncut"]["rows"]:
         state = "whole" if row["fixed"] is None else "fixed"
-        said = f"{row['kind']}, {row['size']}: " + ("whole" if row["fixed"] is None else f"fixed: {row['fixed']}")
+        reasons = [row["fixed"]] if row["fixed"] is not None else [_reason(note) for note in row["notes"]]
+        said = ": ".join([f"{row['kind']}, {row['size']}", state, *reasons[:1]])
         yield Group(row["group"], row["kind"], said, state, _modules(row["sites"]), colour_of(row["kind"]))
+
+
+def _reason(note: str) -> str:
+    """What a note of the plan says of a group, without its name."""
+    return note.rpartition(" stays whole: ")[2]
 
 
 def _modules(sites: dict[str, Any]) -> dict[tuple[str, ...], frozenset[str]]:

@@ -71,7 +71,8 @@ def latency_figures(latency: dict[str, Any]) -> list[Markup]:
 
 
 def _distributions(quantiles: dict[str, list[float]]) -> Markup:
-    order = [role for role in ("original", "control", "slim") if role in quantiles] or list(quantiles)
+    roles = ("original", "control", "slim")
+    order: list[str] = [role for role in roles if role in quantiles] or list(quantiles)
 
     def draw(axes: Axes) -> None:
         for place, role in enumerate(order):
@@ -118,8 +119,9 @@ def _ratios(latency: dict[str, Any]) -> Markup:
 def error_figures(proof: dict[str, Any], parity: dict[str, Any]) -> list[Markup]:
     """The error of each output in the proof, and of each output at each shape of the ONNX file, beside their bounds."""
     outputs = [(o["name"], o["error"]) for o in proof["outputs"]]
+    named = len({o["name"] for shape in parity["shapes"] for o in shape["outputs"]}) > 1
     runs = [
-        (", ".join([*(f"{k} {v}" for k, v in shape["sizes"].items()), o["name"]]), _of(o["rmse"], o["allowed"]))
+        (_run(shape["sizes"], o["name"] if named else None), _of(o["rmse"], o["allowed"]))
         for shape in parity["shapes"] for o in shape["outputs"]
     ]  # fmt: skip
     figures = []
@@ -141,6 +143,12 @@ class _Bar:
     name: str
     value: float | None
     said: str
+
+
+def _run(sizes: dict[str, int], output: str | None) -> str:
+    """What a run is called: its output, where there are several, and its sizes."""
+    said = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "fixed sizes"
+    return said if output is None else f"{output} at {said}"
 
 
 def _of(error: float | None, allowed: float | None) -> float | None:
@@ -165,7 +173,7 @@ def _bounded(title: str, bars: Sequence[_Bar], bound: float, bound_name: str, la
             at = high if bar.value is None else max(bar.value, low)
             axes.plot([low, at], [-place, -place], color=ACCENT if fine else BAD, linewidth=2)
             axes.plot([at], [-place], "o" if fine else "X", color=ACCENT if fine else BAD, markersize=7)
-            _label(axes, -place, shortened(bar.name, 34), bar.said)
+            _label(axes, -place, shortened(bar.name, 38), bar.said)
         axes.set(xscale="log", xlim=(low, high), ylim=(0.4 - len(shown), 1.5), xlabel=label)
         _bare(axes)
         powers(axes.xaxis)

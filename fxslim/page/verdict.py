@@ -77,8 +77,8 @@ def _faster(latency: dict[str, Any]) -> Tile:
     return Tile(
         "Speed", value, unit,
         (
-            f"times as fast, 95% interval: {ratio['low']:.2f} to {ratio['high']:.2f}",
-            f"control, the original against itself: {control['low']:.2f} to {control['high']:.2f}",
+            f"{'times as fast, ' if slower else ''}95% interval {ratio['low']:.2f} to {ratio['high']:.2f}",
+            f"original against itself {control['low']:.2f} to {control['high']:.2f}",
             f"{number(before)} ms → {number(after)} ms for one run",
             f"on {latency['provider']}, {count(latency['threads'], 'thread')}",
         ),
@@ -94,7 +94,8 @@ def _quality(quality: dict[str, Any] | None) -> Tile:
     details = [f"{better} is better; over {quality['count']:,} predictions"]
     if before and after is not None:
         change = after / before - 1
-        details.insert(0, f"{abs(change):.1%} {'above' if change > 0 else 'below'} the original")
+        side = "above" if change > 0 else "below"
+        details.insert(0, f"{abs(change):.1%} {side} the original" if change else "the same as the original")
     value = f"{number(before)} → {number(after)}"
     return Tile(f"Quality: {quality['name']}", value, "", tuple(details), "plain")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fxslim
 from fxslim import report_facts
@@ -37,7 +38,8 @@ def test_every_weight_is_there_and_their_sum_is_the_model(cut: tuple[Analysis, P
     assert rows["first.weight"]["shape"] == [[32, 8], [kept["first.weight[0]"], 8]]
     totals = [sum(row["params"][i] for row in facts["rows"]) for i in (0, 1)]
     assert totals == [analysis.program.parameters(), slim.parameters()]
-    assert [row["name"] for row in facts["rows"]] == [n for n, w in analysis.program.info.items() if w.trainable]
+    modules = list(dict.fromkeys(row["name"].rpartition(".")[0] for row in facts["rows"]))
+    assert modules == ["first", "second", "head"], "in the order in which the model reads them"
     assert facts["rest"] == {"weights": 0, "params": [0, 0]}
 
 
@@ -47,6 +49,7 @@ def test_a_weight_that_became_a_pair_is_gone_and_the_pair_is_new() -> None:
     rows = {row["name"]: row for row in weight_facts(analysis.program, pair)["rows"]}
     assert rows["second.weight"]["shape"] == [[32, 32], None] and rows["second.weight"]["params"] == [1024, 0]
     assert rows["second.weight_in"]["shape"] == [None, [32, 32]]
+    assert list(rows).index("first.weight") < list(rows).index("second.weight_in") < list(rows).index("head.weight")
 
 
 def test_what_is_too_much_is_counted(cut: tuple[Analysis, Plan, Program], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +129,28 @@ def test_the_planner_tells_the_curves_of_a_global_budget() -> None:
         assert rows[cut.group]["kept"] == cut.count and rows[cut.group]["size"] == cut.size
     untold: Any = {k: v for k, v in told.items() if k != "curves"}
     assert fxslim.make_plan(analysis, 0.6, calibration=batches, **untold).cuts == plan.cuts, "telling changes nothing"
+
+
+def test_every_group_that_a_global_budget_cut_has_its_curve_also_where_weights_became_pairs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 48), nn.Tanh(), nn.Linear(48, 8))
+    with torch.no_grad():  # half of the neurons are dead, and what makes the others has a low rank
+        model[0].weight.copy_(torch.randn(96, 4) @ torch.randn(4, 48) / 20)
+        model[0].bias[48:] = -100.0
+    batches = [(torch.randn(256, 48),) for _ in range(3)]
+    analysis = fxslim.analyze(fxslim.capture(model, batches[0], dynamic_shapes=({0: "batch"},)))
+    curves: dict[str, torch.Tensor] = {}
+    told: Any = {"importance": "obs", "budget": "global", "subspace": True, "ranks": True, "curves": curves}
+    plan, applied = fxslim.compress(analysis, 0.4, calibration=batches, **told)
+    found = fxslim.api.for_plan(analysis, plan)
+    facts = curve_facts(curves, found, plan, analysis.program, applied.program)
+    assert facts is not None
+    rows = {row["name"]: row for row in facts["rows"]}
+    cut = {c.group: c for c in plan.cuts}
+    pairs = [name for name, row in rows.items() if row["kind"] == "rank" and row["kept"] < row["size"]]
+    renamed = [name for name in cut if "_in[" in name or "_out[" in name]
+    assert pairs and len(renamed) > len(pairs), "the case that is meant"
+    for name, one in cut.items():
+        weight = name.rpartition("_in[")[0]
+        row = rows.get(name) or rows[weight]
+        assert (row["kept"], row["size"]) == (one.count, one.size), name

@@ -57,6 +57,22 @@ def test_two_dimensions_are_joined_by_the_calls_that_tie_them(classifier: Analys
     assert "at linear" in said and "rule b" in said and "factories.py" in said
 
 
+def test_modules_stand_in_the_order_in_which_the_model_reads_them() -> None:
+    analysis = analysis_of(factories.repeated)
+    stream = max(analysis.groups, key=lambda g: len(g.sites))
+    _, texts = drawn(picture(analysis, stream.name))
+    branches = [[n, "0", "2"] for n in ("0", "1", "2")]  # each a linear map, something pointwise, a linear map
+    assert [t for t in texts if t.isdigit()] == [name for branch in branches for name in branch]
+    assert texts.index("head") > texts.index("branches")
+
+
+def test_axes_that_are_tied_by_the_same_calls_share_the_chain() -> None:
+    analysis = analysis_of(factories.fused)
+    _, texts = drawn(picture(analysis, "qkv.weight[0]", "out.weight[1]"))
+    steps = [t for t in texts if t.startswith("at ")]
+    assert len(steps) == len(set(steps)) > 1 and len([t for t in texts if t.startswith("group ")]) > 1
+
+
 def test_what_is_not_tied_is_shown_apart(classifier: Analysis) -> None:
     _, texts = drawn(picture(classifier, "first.weight[0]", "head.weight[0]"))
     said = " | ".join(texts)

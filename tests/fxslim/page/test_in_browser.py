@@ -23,7 +23,7 @@ def seen(pages: list[Path], folder: Path) -> list[dict[str, Any]]:
 
 
 def test_pages_are_whole_on_phones_desktops_and_paper(tmp_path: Path) -> None:
-    pages = synthetic([], tmp_path)
+    pages = synthetic([], tmp_path, layers=40)
     pages.append(tmp_path / "small.html")
     pages[-1].write_text(render_page(reports.report()), encoding="utf-8")
     rows = seen(pages, tmp_path / "shots")

@@ -12,6 +12,11 @@ def test_a_module_that_holds_one_other_is_joined_with_it() -> None:
     ]  # fmt: skip
 
 
+def test_modules_of_one_parent_stand_together_whatever_the_order() -> None:
+    paths = [("a", "x"), ("b",), ("a", "y"), ("c",), ("a", "z")]
+    assert [name for _, _, name in tree_rows(paths)] == ["a", "x", "y", "z", "b", "c"]
+
+
 def test_weights_of_the_model_itself_have_a_row() -> None:
     assert tree_rows([(), ("head",)]) == [((), 0, "(the model itself)"), (("head",), 0, "head")]
 
@@ -57,10 +62,8 @@ def test_sizes_are_summed_by_module_and_agree_with_the_whole() -> None:
         bars = [*found.bars, *found.more]
         assert [sum(b.before for b in bars), sum(b.after for b in bars)] == report["costs"]["params"]
         assert len(found.bars) <= ROWS and max(b.width_before for b in bars) == 100
-    assert [b.name for b in module_bars(reports.report(layers=20)["weights"]).bars][:2] == [
-        "layers.0.up",
-        "layers.0.down",
-    ]
+    few = module_bars(reports.report(layers=20)["weights"])
+    assert few.inside == "layers" and [b.name for b in few.bars][:2] == ["0.up", "0.down"]
     assert len(module_bars(reports.report(layers=300)["weights"]).more) == 300 - ROWS
 
 
@@ -75,3 +78,13 @@ def test_a_new_weight_has_no_share() -> None:
     weights = reports.report()["weights"]
     weights["rows"].append({"name": "pair.weight_out", "shape": [None, [8, 4]], "params": [0, 32]})
     assert module_bars(weights).bars[-1].share is None
+
+
+def test_small_parts_that_did_not_change_are_folded() -> None:
+    weights = reports.report()["weights"]
+    weights["rows"].insert(1, {"name": "layers.0.norm.weight", "shape": [[1], [1]], "params": [1, 1]})
+    found = module_bars(weights)
+    assert [b.name for b in found.more] == ["0.norm"] and found.quiet
+    weights["rows"] = weights["rows"][1:2]
+    alone = module_bars(weights)
+    assert [b.name for b in alone.bars] == ["layers.0.norm"] and alone.more == ()

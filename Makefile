@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency bench-runtimes bench-loaders fuzz kill bad-input wheel clean
+.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -91,6 +91,17 @@ build/web/.done: $(wildcard benchmarks/web/*)
 
 bench-runtimes: $(VENV)/.dev build/runtimes/.done build/web/.done ## Slim files in OpenVINO, Node, Chromium, after optimizers
 	PYTHONPATH=build/runtimes $(BIN)/python -W ignore -m benchmarks.runtimes --node build/web --out benchmarks/results/runtimes.md
+
+# Both bundled models, once: about three minutes.
+build/reports/.done: | $(VENV)/.dev
+	rm -rf build/reports && mkdir -p build/reports
+	$(BIN)/fxslim slim bundled:opt-python --keep 0.7 -o build/reports/opt-python
+	$(BIN)/fxslim slim bundled:digits-resnet --keep 0.6 --of macs --round-to 8 -o build/reports/digits-resnet
+	@touch $@
+
+check-report: $(VENV)/.dev build/web/.done build/reports/.done ## Pages of reports in Chromium: phone, desktop, paper, axe-core
+	$(BIN)/python -W ignore -m benchmarks.report_page --node build/web --shots build/shots --out benchmarks/results/report_page.md \
+		build/reports/opt-python build/reports/digits-resnet
 
 bench-latency: $(VENV)/.dev ## Known shapes at a share of their MACs, timed beside the original (LATENCY_ARGS)
 	$(BIN)/python -W ignore -m benchmarks.latency $(LATENCY_ARGS)

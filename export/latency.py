@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _LEAST_ROUNDS = 8  # for each rebuild: fewer give an interval that means nothing
 _STABLE = 0.02
 _RESAMPLES = 4000
 _CONTROL = "control"
+_LEVELS = 21  # of quantiles that stand for a distribution
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Ratio:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Medians are milliseconds for one run. `control` compares two sessions of the baseline: its ratio should be 1."""
+    """Medians and quantiles are milliseconds for one run. `control` compares two sessions of the baseline: its ratio
+    should be 1."""
 
     baseline: str
     candidate: str
@@ -53,6 +55,7 @@ class LatencyReport:
     seconds: float
     denormals_as_zero: bool = True
     rebuild_ratios: tuple[float, ...] = ()  # of each pair of sessions
+    quantiles_ms: dict[str, list[float]] = field(default_factory=dict)  # by role: 0, 5, ... 100 % of all rounds
 
     @property
     def faster(self) -> bool:
@@ -162,7 +165,13 @@ def measure_latency(
         bootstrap_ratio([[(r[baseline], r[candidate]) for r in part] for part in rounds], seed),
         bootstrap_ratio([[(r[baseline], r[_CONTROL]) for r in part] for part in rounds], seed),
         provider_name(ort_provider), threads, len(flat), time.perf_counter() - start, rebuild_ratios=tuple(spread),
+        quantiles_ms={role: _quantiles([row[role] for row in flat]) for role in roles},
     )  # fmt: skip
+
+
+def _quantiles(seconds: Sequence[float]) -> list[float]:
+    """The distribution of times in ms, at the 21 levels from 0 to 1."""
+    return [float(q) for q in 1e3 * np.quantile(np.array(seconds), np.linspace(0, 1, _LEVELS))]
 
 
 def _names(models: Mapping[str, str | Path]) -> tuple[str, str]:

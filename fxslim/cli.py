@@ -1,4 +1,4 @@
-"""The command line: `fxslim slim|groups|explain|plan|apply|prove|export|check|bench|doctor`."""
+"""The command line: `fxslim slim|groups|explain|plan|apply|prove|export|check|bench|report|compare|doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import fxslim
-from fxslim import cli_bench, cli_common, cli_inspect, cli_onnx, cli_plan, cli_run, cli_slim
+from fxslim import cli_bench, cli_common, cli_inspect, cli_onnx, cli_plan, cli_report, cli_run, cli_slim
 
 __all__ = ["app", "main"]
 
@@ -48,6 +48,8 @@ app.command(help=cli_plan.PROVE_HELP)(cli_plan.prove)
 app.command(help=cli_onnx.EXPORT_HELP)(cli_onnx.export)
 app.command(help=cli_onnx.CHECK_HELP)(cli_onnx.check)
 app.command(help=cli_bench.BENCH_HELP)(cli_bench.bench)
+app.command(help=cli_report.REPORT_HELP)(cli_report.report)
+app.command(help=cli_report.COMPARE_HELP)(cli_report.compare)
 app.command(help=cli_inspect.DOCTOR_HELP)(cli_inspect.doctor)
 
 

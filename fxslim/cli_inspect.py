@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ Examples:
 
   fxslim explain bundled:digits-resnet 'stem.weight[0]' 'stages.0.0.conv2.weight[0]'
 
-  fxslim explain bundled:opt-python 'model.decoder.layers.0.fc1.weight[0]'
+  fxslim explain bundled:opt-python 'model.decoder.layers.0.fc1.weight[0]' --svg fc1.svg
 """
 DOCTOR_HELP = """Check this installation: versions, known advisories, execution providers, and a tiny run end to end.
 
@@ -137,20 +138,29 @@ def explain(
     b: Annotated[
         str | None, typer.Argument(metavar="[B]", help="A second one: why are both tied?", show_default=False)
     ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also draw it: a picture of this name.", show_default=False)] = None,
     split_fused: c.SplitFused = False,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
+    overwrite: c.Overwrite = False,
     quiet: c.Quiet = False,
 ) -> None:
     """Say why two dimensions are tied, or what ties and fixes one."""
+    from fxslim.page.group_picture import picture
+
+    if svg is not None:
+        c.refuse_taken(svg, overwrite=overwrite)
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
             dtype=dtype, task=task,
         )  # fmt: skip
-    typer.echo(analysis.explain(a, b))
+    said = analysis.explain(a, b)
+    if svg is not None:
+        c.write_page(svg, picture(analysis, a, b), overwrite=overwrite)
+    typer.echo(said)
 
 
 @c.guarded

@@ -92,7 +92,7 @@ def print_result(report: Mapping[str, Any], out: Path) -> None:
 
     lines = headline(dict(report))
     typer.echo("\n".join([f"{report['model']['name']}: {report['verdict']}", *(f"  {x}" for x in lines)]))
-    typer.echo(f"  written to {out}; read {out / 'report.md'}")
+    typer.echo(f"  written to {out}; read {out / 'report.html'}")
 
 
 def print_failures(report: Mapping[str, Any], out: Path) -> None:

@@ -10,9 +10,9 @@ from fxslim import cli_common as c
 
 SLIM_HELP = """Make a model smaller, prove it, export it, check it and time it.
 
-OUT receives model.onnx, the slim program (slim/), plan.json, report.md and report.json, the configuration and tokenizer
-files, recipe.yaml, which repeats the run (`fxslim run`), and manifest.json. It appears whole or not at all. A run that
-ends early goes on where it was when the same command is given again.
+OUT receives model.onnx, the slim program (slim/), plan.json, the report (report.html, report.md, report.json), the
+configuration and tokenizer files, recipe.yaml, which repeats the run (`fxslim run`), and manifest.json. It appears
+whole or not at all. A run that ends early goes on where it was when the same command is given again.
 
 If the proof, the check of the ONNX file or a gate (--max-quality-loss, --min-speedup, ...) fails, OUT is written all
 the same, its report says FAILED, and the exit code is 1. A slim model that is not faster is reported as such; that is

@@ -52,6 +52,8 @@ _NEEDS = (
     _Need("onnxscript", True),
     _Need("safetensors", True),
     _Need("numpy", True),
+    _Need("jinja2", True),
+    _Need("matplotlib", True),
     _Need("sympy", True),
     _Need(
         "transformers", False, "5.3", "CVE-2026-4372, CVE-2026-5241: fxslim refuses such configurations itself", "hf"

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fxslim.api import Applied, apply_plan, compress, for_plan
 from fxslim.calibration import restoration_facts
@@ -35,7 +39,7 @@ _SERVING = (
 """Options that no plan depends on; model and data are known by their hashes."""
 
 _TIMED = ("opset", "provider", "threads", "sizes")  # on which a plan by latency does depend
-_PLAN, _FACTS, _SLIM, _PREPARED = "plan.json", "facts.json", "slim", "prepared"
+_PLAN, _FACTS, _SLIM, _PREPARED, _CURVES = "plan.json", "facts.json", "slim", "prepared", "curves.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Made:
     analysis: Analysis  # of the program that the plan was applied to: subspaces are in their bases there
     restoration: dict[str, Any] | None
     paced: Paced | None
+    curves: Mapping[str, Tensor] = field(default_factory=dict)  # losses at every size that a global budget went by
 
 
 def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
         **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
         "uncounted": options.uncounted, "inexact": options.inexact, "keep_caches": options.loader_compatible,
         "seed": options.seed, "schedule": options.schedule, "slope": options.slope, "progress": run.watcher.progress,
-        "surveys": subject.surveys,
+        "surveys": subject.surveys, "curves": {},
     }  # fmt: skip
     if options.groups is not None:
         asked["groups"] = options.groups
@@ -119,7 +124,7 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
             applied = apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress)
         restored = applied.restoration
         facts = None if restored is None else restoration_facts(restored, subject.calibration)
-        made = Made(plan, applied.program, applied.analysis, facts, paced)
+        made = Made(plan, applied.program, applied.analysis, facts, paced, asked.get("curves", {}))
         _keep(stages, key, made, analysis)
     return made
 
@@ -147,6 +152,7 @@ def _keep(stages: Stages, key: str, made: Made, given: Analysis) -> None:
         write_text_atomic(folder / _PLAN, made.plan.to_json())
         paced = None if made.paced is None else asdict(made.paced)
         write_json_atomic(folder / _FACTS, {"restoration": made.restoration, "paced": paced})
+        save_file({name: losses.contiguous() for name, losses in made.curves.items()}, folder / _CURVES)
         save(made.program, folder / _SLIM)
         if made.analysis.program is not given.program:
             save(made.analysis.program, folder / _PREPARED)
@@ -159,11 +165,11 @@ def _earlier(folder: Path | None, given: Analysis) -> Made | None:
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
         analysis = analyze(load(folder / _PREPARED)) if (folder / _PREPARED).is_dir() else given
-        plan, program = Plan.load(folder / _PLAN), load(folder / _SLIM)
+        plan, program, curves = Plan.load(folder / _PLAN), load(folder / _SLIM), load_file(folder / _CURVES)
         plan.selection(analysis)
-    except (FxslimError, OSError, ValueError):
+    except (FxslimError, SafetensorError, OSError, ValueError):
         return None  # whatever is wrong with it, making it again is right
-    return Made(plan, program, analysis, facts["restoration"], _paced(facts["paced"]))
+    return Made(plan, program, analysis, facts["restoration"], _paced(facts["paced"]), curves)
 
 
 def _paced(facts: Mapping[str, Any] | None) -> Paced | None:

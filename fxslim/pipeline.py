@@ -18,6 +18,7 @@ from fxslim.loaders import require_optimum
 from fxslim.made import Made, asked_of, make_slim
 from fxslim.opening import SLIM
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
+from fxslim.page import render_page
 from fxslim.recipe import Pinned, recipe_text
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
@@ -193,6 +194,7 @@ def _write(
     write_text_atomic(directory / "recipe.yaml", report["recipe"])
     write_json_atomic(directory / "report.json", report)
     write_text_atomic(directory / "report.md", render(report))
+    write_text_atomic(directory / "report.html", render_page(report))
     for file in subject.source.companions:
         if not (directory / file.name).exists():  # config.json may have been changed for a loader
             shutil.copyfile(file, directory / file.name)

@@ -20,12 +20,13 @@ from fxslim.loader_check import LoaderCheck
 from fxslim.made import Made
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
+from fxslim.report_facts import curve_facts, group_facts, identity, uncut_facts, weight_facts
+from fxslim.report_file import FORMAT
 from fxslim.variants import Variant
 from fxslim.versions import versions
 
 __all__ = ["FORMAT", "Findings", "finite", "make_report", "predicted_macs", "proof_facts"]
 
-FORMAT = 1
 IDLE_MASKS = "masking the removed units changed no output on these inputs, so that agreement says nothing"
 DEAD_UNITS = "what is cut was dead: the comparison was repeated with random weights"
 
@@ -68,14 +69,17 @@ def make_report(found: Findings) -> dict[str, Any]:
         "format": FORMAT,
         "verdict": "FAILED" if failures else "ok",
         "failures": failures,
-        "model": {"name": found.source, "task": found.task, **found.opened},
+        "model": {"name": found.source, "task": found.task, **found.opened, **identity(found.original)},
         "command": found.command,
         "recipe": found.recipe,
         "resumed": list(found.resumed),
         "gates": [gate.to_dict() for gate in found.gates],
         "costs": _costs(found),
         "quality": _quality(found),
-        "groups": _groups(found),
+        "weights": weight_facts(found.original, found.made.program),
+        "groups": group_facts(found.analysis, found.plan),
+        "uncut": uncut_facts(found.analysis, found.plan),
+        "curves": curve_facts(found.made.curves, found.analysis, found.plan, found.original, found.made.program),
         "restoration": found.made.restoration,
         "proof": proof_facts(found.proof),
         "provider": _provider(found),
@@ -192,19 +196,6 @@ def _quality(found: Findings) -> dict[str, Any] | None:
         "name": before.name, "higher_is_better": before.higher_is_better, "count": before.count,
         "before": before.value, "after": after.value,
     }  # fmt: skip
-
-
-def _groups(found: Findings) -> list[dict[str, Any]]:
-    """The groups that were cut, in the order of the model."""
-    cuts = {c.group: c for c in found.plan.cuts}
-    rows = []
-    for group in found.analysis.prunable:
-        if (cut := cuts.get(group.name)) is not None:
-            rows.append(
-                {"group": group.name, "kind": group.kind, "size": cut.size, "kept": cut.count, "batch": list(cut.batch),
-                 "exact": group.exact, "symmetry": str(group.symmetry)}
-            )  # fmt: skip
-    return rows
 
 
 def _fixed(analysis: Analysis) -> list[dict[str, Any]]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fxslim.report_variants import variant_line, variant_rows
+from fxslim.wording import (
+    count,
+    each,
+    loader_line,
+    moved,
+    number,
+    proof_line,
+    quality_line,
+    runs,
+    shortage,
+    size,
+    smaller,
+    where,
+)  # fmt: skip
 
 __all__ = ["headline", "render"]
-
-_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def headline(report: dict[str, Any]) -> list[str]:
@@ -18,23 +29,23 @@ def headline(report: dict[str, Any]) -> list[str]:
     costs, latency = report["costs"], report["latency"]
     proof, parity = report["proof"], report["parity"]
     return [
-        f"{_smaller(costs['params'], 'parameters')}, {_smaller(costs['macs'], 'MACs')}, "
-        f"{_smaller(costs['file_bytes'], 'bytes of ONNX')}",
-        f"{latency['verdict']} on {latency['provider']}, {_count(latency['threads'], 'thread')}",
-        _quality_line(report["quality"]),
-        _proof_line(proof),
+        f"{smaller(costs['params'], 'parameters')}, {smaller(costs['macs'], 'MACs')}, "
+        f"{smaller(costs['file_bytes'], 'bytes of ONNX')}",
+        f"{latency['verdict']} on {latency['provider']}, {count(latency['threads'], 'thread')}",
+        quality_line(report["quality"]),
+        proof_line(proof),
         ("the ONNX file computes what the slim program computes" if parity["ok"] else "the ONNX file FAILED its check")
-        + f", on {parity['provider']} at {_count(_runs(parity), 'run')}",
+        + f", on {parity['provider']} at {count(runs(parity), 'run')}",
         *(variant_line(v, report["costs"], report["quality"]) for v in report["variants"]),
-        *_loader_line(report["loader"]),
-        *_shortage(report["restoration"]),
+        *loader_line(report["loader"]),
+        *shortage(report["restoration"]),
     ]
 
 
 def render(report: dict[str, Any]) -> str:
     """The whole report as Markdown."""
     sections = [
-        [f"# {report['model']['name']}: {report['verdict']} on {_where(report['provider'])}"],
+        [f"# {report['model']['name']}: {report['verdict']} on {where(report['provider'])}"],
         [f"- {line}" for line in headline(report)],
         _bullets("Failures", report["failures"]),
         _bullets("Gates", [f"{'passed' if g['ok'] else 'FAILED'}: {g['text']}" for g in report["gates"]]),
@@ -55,48 +66,6 @@ def render(report: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(s) for s in sections if s) + "\n"
 
 
-def _where(provider: dict[str, Any]) -> str:
-    """The execution provider; that it is the CPU for want of another is said where nobody asked for it."""
-    used: str = provider["used"]
-    if provider["asked"] == "auto" and used == "cpu":
-        return "cpu: no other execution provider works here"
-    if provider["tf32"]:
-        return f"{used} (TF32 {provider['tf32']['check']} in the check, {provider['tf32']['latency']} in the timing)"
-    return used
-
-
-def _smaller(pair: Sequence[int], what: str) -> str:
-    before, after = pair
-    if before == after or not before:
-        return f"as many {what}"
-    change = abs(1 - after / before)
-    return f"{change:.1%} {'fewer' if after < before else 'MORE'} {what}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _runs(parity: dict[str, Any]) -> int:
-    return sum(1 for s in parity["shapes"] if s["outputs"])
-
-
-def _quality_line(quality: dict[str, Any] | None) -> str:
-    if quality is None:
-        return "quality was not measured: no evaluation data"
-    change = f"{_number(quality['before'])} -> {_number(quality['after'])}"
-    return f"{quality['name']} {change} over {quality['count']:,} predictions"
-
-
-def _loader_line(loader: dict[str, Any] | None) -> list[str]:
-    if loader is None:
-        return []
-    said = "takes the result as it is" if not loader["config"] else "takes the result with its own config.json"
-    if not loader["ok"]:
-        said = "DOES NOT TAKE the result"
-    return [f"optimum's {loader['loader']} {said}"]
-
-
 def _loader(loader: dict[str, Any] | None) -> list[str]:
     """What was compared, and what config.json was made to say."""
     if loader is None:
@@ -107,25 +76,6 @@ def _loader(loader: dict[str, Any] | None) -> list[str]:
         changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in loader["config"].items())
         lines += ["", f"config.json was changed to describe the caches, not the weights: {changes}."]
     return lines
-
-
-def _proof_line(proof: dict[str, Any]) -> str:
-    if not proof.get("cuts", 1):
-        return f"no group is cut; what prepares the model was checked as it was made: error {_number(proof['error'])}"
-    verdict = "proven equal to the masked original" if proof["ok"] else "NOT PROVEN equal to the masked original"
-    places = len(proof["inexact"])
-    scope = "exact" if proof["exact"] else f"inexact: crosses {_count(places, 'tied place')}"
-    return f"{verdict} before restoration: relative error {_number(proof['error'])} ({scope})"
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "not finite"
-    return f"{value:.4g}" if abs(value) < 1e5 and (abs(value) >= 1e-3 or value == 0) else f"{value:.1e}"
-
-
-def _size(value: int) -> str:
-    return next((f"{value / scale:.2f} {unit}" for unit, scale in _UNITS if value >= scale), f"{value} B")
 
 
 def _cell(value: Any) -> str:
@@ -149,8 +99,8 @@ def _costs(costs: dict[str, list[int]]) -> list[str]:
     rows = [
         row("parameters", "params", "{:,}".format),
         row("multiply-accumulates (example inputs)", "macs", "{:,}".format),
-        row("weights in ONNX", "initializer_bytes", _size),
-        row("ONNX file", "file_bytes", _size),
+        row("weights in ONNX", "initializer_bytes", size),
+        row("ONNX file", "file_bytes", size),
     ]
     return ["## Size", "", *_table(("", "original", "slim", "kept"), rows)]
 
@@ -159,21 +109,17 @@ def _groups(groups: list[dict[str, Any]]) -> list[str]:
     if not groups:
         return ["## Groups", "", "Nothing was cut."]
     rows = [
-        (g["group"], g["kind"], g["size"], f"{g['kept']}{_each(g['batch'])}", "yes" if g["exact"] else "no")
+        (g["group"], g["kind"], g["size"], f"{g['kept']}{each(g['batch'])}", "yes" if g["exact"] else "no")
         for g in groups
     ]
     return ["## Groups that were cut", "", *_table(("group", "kind", "size", "kept", "exact"), rows)]
-
-
-def _each(batch: list[int]) -> str:
-    return f" in each of {' x '.join(map(str, batch))}" if batch else ""
 
 
 def _restoration(restoration: dict[str, Any] | None) -> list[str]:
     if restoration is None:
         return ["## Restoration", "", "None: the weights were sliced and left as they were."]
     rows = [
-        (r["weight"], f"{r['kept']} of {r['columns']}", _number(r["before"]), _number(r["after"]),
+        (r["weight"], f"{r['kept']} of {r['columns']}", number(r["before"]), number(r["after"]),
          "yes" if r["accepted"] else f"no: {r['reason']}")
         for r in restoration["rows"]
     ]  # fmt: skip
@@ -186,15 +132,10 @@ def _restoration(restoration: dict[str, Any] | None) -> list[str]:
 def _norms(norms: Sequence[dict[str, Any]]) -> list[str]:
     """Batch norms behind what changed, where there are any."""
     rows = [
-        (n["mean"], _number(n["before"]), _number(n["after"]), n["changed"] or f"nothing: {n['reason']}") for n in norms
+        (n["mean"], number(n["before"]), number(n["after"]), n["changed"] or f"nothing: {n['reason']}") for n in norms
     ]
     about = "Batch norms: squared error of their output, relative to the original's variance, on the same data."
     return ["", about, "", *_table(("running mean", "error before", "error after", "changed"), rows)] if rows else []
-
-
-def _shortage(restoration: dict[str, Any] | None) -> list[str]:
-    said = None if restoration is None else restoration["too_little"]
-    return [] if said is None else [said]
 
 
 def _calibration(data: dict[str, Any] | None, restoration: dict[str, Any] | None) -> list[str]:
@@ -207,7 +148,7 @@ def _calibration(data: dict[str, Any] | None, restoration: dict[str, Any] | None
         for p in data["parts"]
     ]
     table = _table(("source", "share asked", "rows", "share met", "tokens"), shares) if len(shares) > 1 else []
-    warning = [f"**{text}**" for text in _shortage(restoration)]
+    warning = [f"**{text}**" for text in shortage(restoration)]
     return ["## Calibration", "", *(f"- {line}" for line in [*lines, *warning]), *(["", *table] if table else [])]
 
 
@@ -215,12 +156,12 @@ def _refits(summary: dict[str, Any] | None) -> list[str]:
     if summary is None:
         return []
     smallest, middle = summary["tokens_per_column"]
-    median, worst = (" -> ".join(map(_number, summary[name])) for name in ("median_error", "worst_error"))
+    median, worst = (" -> ".join(map(number, summary[name])) for name in ("median_error", "worst_error"))
     return [
-        f"Tokens for each column that is refitted: at least {_number(smallest)} ({summary['scarcest']}), median "
-        f"{_number(middle)}.",
+        f"Tokens for each column that is refitted: at least {number(smallest)} ({summary['scarcest']}), median "
+        f"{number(middle)}.",
         f"Held-out error, sliced -> refitted: median {median}, worst {worst} ({summary['worst']}).",
-        f"{summary['rejected']} of {_count(summary['refits'], 'refit')} rejected: held-out data did not improve.",
+        f"{summary['rejected']} of {count(summary['refits'], 'refit')} rejected: held-out data did not improve.",
     ]
 
 
@@ -231,9 +172,9 @@ def _tail(lines: Sequence[str]) -> list[str]:
 def _proof(proof: dict[str, Any]) -> list[str]:
     about = (
         "Before restoration, in float64: the slim program against the original with the removed units masked. "
-        f"Relative errors up to {_number(proof['tolerance'])} are rounding."
+        f"Relative errors up to {number(proof['tolerance'])} are rounding."
     )
-    rows = [(o["name"], _number(o["error"]), _number(o["effect"])) for o in proof["outputs"]]
+    rows = [(o["name"], number(o["error"]), number(o["effect"])) for o in proof["outputs"]]
     table = _table(("output", "error", "change that masking makes"), rows)
     places = [f"inexact: {text}" for text in proof["inexact"]]
     return ["## Proof", "", about, "", *table, *_tail([*places, *proof["notes"]])]
@@ -248,7 +189,7 @@ def _parity(parity: dict[str, Any]) -> list[str]:
     )  # fmt: skip
     table = _table(("sizes", "output", "largest difference", "rms error", "allowed", "ok"), rows)
     off = [f"not on {parity['provider']}: {text}" for text in parity["off_provider"]]
-    drift = [f"original against slim, output {q['name']}: {_drift(q)}" for q in parity["quality"]]
+    drift = [f"original against slim, output {q['name']}: {moved(q)}" for q in parity["quality"]]
     return ["## Parity of the ONNX file", "", about, "", *table, *_tail([*off, *parity["notes"], *drift])]
 
 
@@ -256,14 +197,10 @@ def _parity_rows(shapes: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for shape in shapes:
         sizes = ", ".join(f"{k} {v}" for k, v in shape["sizes"].items()) or "fixed"
         for o in shape["outputs"]:
-            numbers = (_number(o["max_abs"]), _number(o["rmse"]), _number(o["allowed"]))
+            numbers = (number(o["max_abs"]), number(o["rmse"]), number(o["allowed"]))
             yield sizes, o["name"], *numbers, "yes" if o["ok"] else f"NO: {o['problem']}"
         if not shape["outputs"]:
             yield sizes, "-", "-", "-", "-", shape["failure"] or f"did not run: {shape['not_applicable']}"
-
-
-def _drift(quality: dict[str, Any]) -> str:
-    return quality["not_comparable"] or f"rms distance {_number(quality['relative'])} of the original's rms"
 
 
 def _latency(latency: dict[str, Any]) -> list[str]:
@@ -275,7 +212,7 @@ def _latency(latency: dict[str, Any]) -> list[str]:
     rows.append(("control: original / original", interval(latency["control"])))
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in latency["shapes"].items())
     about = (
-        f"{latency['verdict']}. {latency['provider']}, {_count(latency['threads'], 'thread')}, inputs {shapes}; "
+        f"{latency['verdict']}. {latency['provider']}, {count(latency['threads'], 'thread')}, inputs {shapes}; "
         f"interleaved, {latency['rounds']} rounds in {latency['seconds']:.0f} s, denormals flushed in both."
     )
     return ["## Latency", "", about, "", *_table(("", "median"), rows), *_paced(latency["plan"])]

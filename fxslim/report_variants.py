@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fxslim.wording import number
+
 __all__ = ["NAMES", "variant_line", "variant_rows"]
 
 NAMES = {"float16": "float16", "bfloat16": "bfloat16", "dynamic": "int8, dynamic", "static": "int8, static"}
@@ -24,8 +26,12 @@ def _quality(variant: dict[str, Any], quality: dict[str, Any] | None) -> str:
     score = variant["quality"]
     if score is None or quality is None:
         drift = variant["check"].get("drift") or []
-        return ", ".join(f"{d['name']} off by {d['relative']:.1%} of its spread" for d in drift[:1])
-    return f"{score['name']} {quality['after']:.4g} -> {score['value']:.4g}"
+        return ", ".join(f"{d['name']} off by {_share(d['relative'])} of its spread" for d in drift[:1])
+    return f"{score['name']} {number(quality['after'])} -> {number(score['value'])}"
+
+
+def _share(value: float | None) -> str:
+    return "what is not finite" if value is None else f"{value:.1%}"
 
 
 def variant_rows(variant: dict[str, Any]) -> list[str]:

@@ -61,8 +61,8 @@ def _composed(text: str, name: str) -> yaml.Node | None:
         at = name if event.start_mark is None else f"{name}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
             raise InputError("aliases are not read", at=at, remedy="write the value out")
-        if getattr(event, "tag", None) is not None:
-            raise InputError(f"tags such as {event.tag!r} are not read", at=at, remedy="write the value alone")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise InputError(f"tags such as {tag!r} are not read", at=at, remedy="write the value alone")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise InputError("it is nested too deeply", at=at)

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from torch import Tensor
+
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import Target
 from fxslim.graph.errors import InputError
@@ -53,6 +55,7 @@ class PlanOptions(Choices, total=False):
     seed: int
     progress: Progress | None
     surveys: dict[str, Survey] | None  # keeps what a global budget found out, for the next plan with other shares
+    curves: dict[str, Tensor] | None  # is told what a global budget went by: losses at every size, by group or weight
 
 
 # What has no effect where a plan is one of ranks, of depth or of sharing.

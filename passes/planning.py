@@ -66,6 +66,8 @@ class Planning:
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
         self.keep_caches = options.get("keep_caches", False)
         self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
+        self.curves = options.get("curves")
+        self.scaled: dict[str, Tensor] = {}  # losses that the budget was divided by
         self.uncounted = patterns(options.get("uncounted", ())) or []
         self.clock = options.get("clock") if self.of == "latency" else None
         before = None
@@ -190,6 +192,7 @@ class Planning:
             )
         self.notes += [f"{name}: what was tried changed no floating point output; it counts as free" for name in idle]
         curves = {name: curve.scaled() for name, curve in self.found.curves.items()}
+        self.scaled = curves
         found = allocate(self.chosen, curves, self.keep, self.of, costs, self.round_to, self.matrices)
         counts, self.ranks = found.counts, {name: pair.rank for name, pair in found.ranks.items()}
         self.expected = sum(float(curves[g.name][counts[g.axis]]) for g in self.chosen)
@@ -258,6 +261,10 @@ class Planning:
         alone = {n: top(s, number[n]) for n, s in self._scored_products(cut).items()}
         based = tuple(s for s in self.subspaces if s.group.name in number)
         sized = with_pairs(Sized(self.analysis, number, based, bases, alone), self.ranks)
+        if self.curves is not None:  # by the names that the groups have where weights are pairs, which come last
+            renamed = dict(zip(number, sized.number, strict=False))
+            self.curves.clear()
+            self.curves.update({renamed.get(name, name): losses for name, losses in self.scaled.items()})
         opened, changed = sized.analysis, self._in_bases(sized)
         analysis, batches = changed.analysis, None if self.batches is None else changed.inputs(self.batches)
         groups = {name: analysis.group(name) for name in sized.number}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fxslim.graph.axes.terms import Axis, Cat, Expr, Link, Reason, factor_size
@@ -13,7 +14,7 @@ from fxslim.graph.errors import AnalysisError
 if TYPE_CHECKING:
     from fxslim.graph.axes.groups import Analysis, Group, Site
 
-__all__ = ["explain"]
+__all__ = ["Step", "Tie", "explain", "groups_on", "ties"]
 
 _DIMENSION = re.compile(r"(?P<weight>.+)\[(?P<dim>-?\d+)\]")
 
@@ -30,11 +31,10 @@ def explain(analysis: Analysis, a: str, b: str | None = None) -> str:
     first = _origin(analysis, a)
     if b is None:
         return "\n".join(_about(analysis, a, first))
-    second = _origin(analysis, b)
-    shared = [x for x in _atoms(analysis, first) if x in set(_atoms(analysis, second))]
-    if not shared:
+    found, second = ties(analysis, a, b), _origin(analysis, b)
+    if not found:
         return "\n".join([f"{a} and {b} are not tied.", *_about(analysis, a, first), *_about(analysis, b, second)])
-    return "\n".join(line for axis in shared for line in _chain(analysis, (a, first), (b, second), axis))
+    return "\n".join(line for tie in found for line in _chain(a, b, tie))
 
 
 def _origin(analysis: Analysis, name: str) -> Expr:
@@ -70,24 +70,73 @@ def _atoms(analysis: Analysis, expr: Expr) -> list[Axis]:
     return list(dict.fromkeys(analysis.axes.terms.atoms(expr)))
 
 
-def _chain(analysis: Analysis, a: tuple[str, Expr], b: tuple[str, Expr], axis: Axis) -> Iterator[str]:
-    """The bindings that lead from `a` down to the shared axis and from there up to `b`, one line for each call."""
-    group = next((g for g in analysis.groups if g.axis is axis), None)
-    what = f"{group.kind} ({axis.size} positions, group {group.name})" if group else f"an axis of {axis.size} positions"
-    yield f"{a[0]} and {b[0]} are tied: {what}"
-    down, up = _descent(analysis, a[1], axis), _descent(analysis, b[1], axis)
+@dataclass(frozen=True)
+class Step:
+    """One call that made two dimensions one, and what sizes became there, as `32 became 4·8`."""
+
+    reason: Reason
+    became: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """An axis that two dimensions share, with its group (None where it is on no weight) and the steps between them."""
+
+    axis: Axis
+    group: Group | None
+    steps: tuple[Step, ...]
+
+
+def ties(analysis: Analysis, a: str, b: str) -> list[Tie]:
+    """What ties two dimensions of weights, or groups, by name; empty if nothing does.
+
+    Raises:
+        AnalysisError: a name is unknown; the message lists close ones.
+    """
+    first, second = _origin(analysis, a), _origin(analysis, b)
+    shared = [x for x in _atoms(analysis, first) if x in set(_atoms(analysis, second))]
+    return [_tie(analysis, first, second, axis) for axis in shared]
+
+
+def groups_on(analysis: Analysis, name: str) -> list[Group]:
+    """The groups whose axes lie on a dimension of a weight, or the group of that name.
+
+    Raises:
+        AnalysisError: the name is unknown; the message lists close ones.
+    """
+    axes = _atoms(analysis, _origin(analysis, name))
+    return [group for axis in axes if (group := _group_of(analysis, axis)) is not None]
+
+
+def _group_of(analysis: Analysis, axis: Axis) -> Group | None:
+    return next((g for g in analysis.groups if g.axis is axis), None)
+
+
+def _tie(analysis: Analysis, a: Expr, b: Expr, axis: Axis) -> Tie:
+    """The bindings that lead from `a` down to the shared axis and from there up to `b`, one step for each call."""
+    down, up = _descent(analysis, a, axis), _descent(analysis, b, axis)
     while down and up and down[-1] is up[-1]:  # what both went through later did not tie them
         down, up = down[:-1], up[:-1]
-    steps = [*down, *reversed(up)]
-    if not steps:
+    steps: list[Step] = []
+    for link in [*down, *reversed(up)]:
+        plain = len(link.expr) == 1 and not isinstance(link.expr[0], Cat)
+        became = () if plain else (f"{link.axis.size} became {_sizes(link.expr)}",)
+        if steps and steps[-1].reason == link.reason:
+            steps[-1] = Step(link.reason, (*steps[-1].became, *became))
+        else:
+            steps.append(Step(link.reason, became))
+    return Tie(axis, _group_of(analysis, axis), tuple(steps))
+
+
+def _chain(a: str, b: str, tie: Tie) -> Iterator[str]:
+    group, size = tie.group, tie.axis.size
+    what = f"{group.kind} ({size} positions, group {group.name})" if group else f"an axis of {size} positions"
+    yield f"{a} and {b} are tied: {what}"
+    if not tie.steps:
         yield "  they are one dimension"
-    previous: Reason | None = None
-    for link in steps:
-        if link.reason != previous:
-            yield from _reason_lines(link.reason)
-        if len(link.expr) != 1 or isinstance(link.expr[0], Cat):
-            yield f"      there {link.axis.size} became {_sizes(link.expr)}"
-        previous = link.reason
+    for step in tie.steps:
+        yield from _reason_lines(step.reason)
+        yield from (f"      there {text}" for text in step.became)
     if group is not None and group.nodes:
         yield f"  on its way it passes {', '.join(group.nodes)}"
 
@@ -131,7 +180,7 @@ def _about(analysis: Analysis, name: str, expr: Expr) -> Iterator[str]:
     if not atoms:
         yield f"{name} has one position: nothing can be removed from it."
     for axis in atoms:
-        group = next((g for g in analysis.groups if g.axis is axis), None)
+        group = _group_of(analysis, axis)
         if group is None:
             yield f"{name} holds an axis of {axis.size} positions that is on no weight."
         else:

@@ -66,7 +66,7 @@ def test_slim_writes_a_whole_result(finished: tuple[Result, Path]) -> None:
     assert report == json.loads((out / "report.json").read_text())
     assert report["verdict"] == "ok" and report["format"] == 1
     names = {p.name for p in out.iterdir()}
-    assert names == {"model.onnx", "slim", "plan.json", "report.json", "report.md", "manifest.json"}
+    assert names == {"model.onnx", "slim", "plan.json", "report.json", "report.md", "report.html", "manifest.json"}
 
 
 def test_check_accepts_the_result(finished: tuple[Result, Path]) -> None:
@@ -337,9 +337,10 @@ def test_debug_shows_the_traceback() -> None:
     assert result.exit_code == 2 and "Traceback" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "command", ["slim", "groups", "explain", "plan", "apply", "prove", "export", "check", "bench", "doctor"]
-)
+COMMANDS = "slim groups explain plan apply prove export check bench report compare doctor"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
 def test_help_has_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0 and f"fxslim {command}" in result.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,7 @@ def groups(
     kind: Annotated[str | None, typer.Option(help="Only groups of this kind.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also groups that are fixed, with the reason.")] = False,
     split_fused: c.SplitFused = False,
+    prepare: c.Prepare = None,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
@@ -62,7 +64,7 @@ def groups(
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task,
+            dtype=dtype, task=task, further=prepare,
         )  # fmt: skip
     kinds = sorted({g.kind for g in analysis.groups})
     if kind is not None and kind not in kinds:
@@ -138,6 +140,7 @@ def explain(
         str | None, typer.Argument(metavar="[B]", help="A second one: why are both tied?", show_default=False)
     ] = None,
     split_fused: c.SplitFused = False,
+    prepare: c.Prepare = None,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
@@ -148,12 +151,12 @@ def explain(
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task,
+            dtype=dtype, task=task, further=prepare,
         )  # fmt: skip
     typer.echo(analysis.explain(a, b))
 
 
-@c.guarded
+@functools.partial(c.guarded, plugins=False)  # one that does not load is a finding
 def doctor(json: c.Json = False, quiet: c.Quiet = False) -> None:
     """Check this installation: versions, advisories, providers, and a tiny run end to end."""
     from fxslim.doctor import examine

@@ -63,6 +63,7 @@ def slim(
     latency_seconds: Annotated[float, typer.Option(help="Seconds to spend on timing.")] = 10.0,
     sizes: c.Sizes = None,
     split_fused: c.SplitFused = False,
+    prepare: c.Prepare = None,
     task: c.TaskName = None,
     loader_compatible: c.LoaderCompatible = False,
     dtype: c.Dtype = None,
@@ -86,7 +87,8 @@ def slim(
         restore=restore, groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()),
         uncounted=tuple(uncounted or ()), inexact=inexact, round_to=round_to,
         plan=plan, samples=samples, window=window, text_field=text_field, seed=seed, opset=opset, provider=provider,
-        threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused, task=task,
+        threads=threads, latency_seconds=latency_seconds, sizes=sizes, split_fused=split_fused,
+        prepare=tuple(prepare or ()), task=task,
         loader_compatible=loader_compatible, dtype=dtype, onnx_dtype=onnx_dtype, quantize=quantize,
         trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip

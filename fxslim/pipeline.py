@@ -127,7 +127,7 @@ def _load(options: SlimOptions, run: _Run) -> tuple[Source, Analysis]:
         program = source.program
     with run.step("analyze"):
         names = before_sharing(Plan.load(options.plan).prepare) if options.plan is not None else None
-        return source, prepared(program, names, split_fused=options.split_fused)
+        return source, prepared(program, names, split_fused=options.split_fused, further=options.prepare)
 
 
 def _work(

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import fxslim
+from fxslim import plugins
 from fxslim.api import Applied
 from fxslim.calibration import data_facts, restoration_facts
 from fxslim.data import Batches
@@ -89,9 +90,10 @@ def make_report(found: Findings) -> dict[str, Any]:
         },
         "onnx": {"original": found.files[0].to_dict(), "slim": found.files[1].to_dict()},
         "variants": [v.to_dict() for v in found.variants],
-        "notes": list(found.notes),
+        "notes": [*found.notes, *map(str, plugins.active())],
         "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         "versions": versions(),
+        "plugins": plugins.facts(),
     }
     cleaned: dict[str, Any] = finite(report)
     return cleaned
@@ -109,13 +111,16 @@ def finite(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decided the result, by name; packages that are missing are left out."""
+    """Versions of what decided the result, plug-ins among them, by name; packages that are missing are left out."""
     found = {"fxslim": fxslim.__version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    for plugin in plugins.active():
+        if plugin.distribution is not None:
+            found[plugin.distribution] = plugin.version or "unknown"
     return found
 
 

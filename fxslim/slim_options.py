@@ -53,6 +53,7 @@ class SlimOptions:
     latency_seconds: float = 10.0
     sizes: str | None = None
     split_fused: bool = False
+    prepare: tuple[str, ...] = ()  # further passes before the plan, as `name{option=value}`
     task: str | None = None
     loader_compatible: bool = False
     dtype: str | None = None
@@ -80,7 +81,7 @@ class SlimOptions:
                 check_share(getattr(self, name), name)
         made = (
             "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
-            "split_fused", "rounds", "schedule", "slope",
+            "split_fused", "prepare", "rounds", "schedule", "slope",
         )  # fmt: skip
         default = {f.name: f.default for f in fields(self)}
         if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
@@ -109,7 +110,7 @@ class SlimOptions:
             value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
             if value == option.default:
                 continue
-            if option.name in ("keep_fixed", "uncounted", "calibration") and isinstance(value, tuple):
+            if option.name in ("keep_fixed", "uncounted", "calibration", "prepare") and isinstance(value, tuple):
                 words += [w for pattern in value for w in (flag, pattern)]
             elif isinstance(value, bool):
                 words.append(flag)

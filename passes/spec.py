@@ -13,13 +13,15 @@ from fxslim.graph.errors import InputError
 if TYPE_CHECKING:
     from fxslim.passes.base import Pass
 
-__all__ = ["named_in", "parse_pass", "printed", "spec_name"]
+__all__ = ["OPTION_TYPES", "named_in", "parse_pass", "printed", "spec_name"]
 
 P = TypeVar("P", bound="Pass")
 
 _SPEC = re.compile(r"(?P<name>[a-z0-9_-]+)(?:\{(?P<options>[^{}]*)\})?")
 _SPECIAL = re.compile(r"[%+,={}]")  # in names these stand as %2B and the like: `+` separates names
 _NAMES = tuple[str, ...]
+OPTION_TYPES: tuple[Any, ...] = (str, int, float, bool, _NAMES)
+"""The types of options that a pass's text can hold."""
 
 
 def printed(value: Any) -> str | None:
@@ -52,7 +54,10 @@ def parse_pass(text: str, known: Mapping[str, type[P]]) -> P:
         InputError: the text is malformed, `known` has no such pass, or the pass no such options.
     """
     if spec_name(text) not in known:
-        raise InputError(f"there is no preparation {spec_name(text)!r}", remedy=f"there are {', '.join(known)}")
+        raise InputError(
+            f"there is no preparation {spec_name(text)!r}",
+            remedy=f"there are {', '.join(known)}; a pass of your own has to be registered before (docs/plugins.md)",
+        )
     found = _SPEC.fullmatch(text)
     if found is None:
         raise InputError(f"malformed preparation {text!r}", remedy="write it as name{option=value,option=value}")

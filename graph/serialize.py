@@ -59,7 +59,7 @@ def save(program: Program, directory: str | Path) -> Path:
 
     Raises:
         InputError: the directory exists and is not empty, cannot be written, or the program holds what the format
-        cannot express.
+            cannot express.
     """
     target = Path(directory)
     text = json.dumps(_encode_program(program), indent=1) + "\n"

@@ -16,6 +16,7 @@ from olive.passes.pass_config import BasePassConfig
 
 from fxslim.export.providers import provider_name
 from fxslim.graph.errors import CheckError, FxslimError, InputError
+from fxslim.outputs import MANIFEST
 from fxslim.pipeline import SlimOptions, slim
 from fxslim.plugins import load_plugins
 
@@ -83,6 +84,8 @@ class FxslimSlim(Pass):  # type: ignore[misc]
             report = slim(self._options(model, config), out)
             if report["verdict"] != "ok":
                 raise CheckError(f"the slim model is not to be served: {'; '.join(report['failures'])}", at=str(out))
+        # Olive puts files of its own there, and later passes change the model: the manifest would be wrong.
+        (out / MANIFEST).unlink()
         others = sorted(str(file) for file in out.iterdir() if not file.name.startswith("model.onnx"))
         attributes = {**(model.model_attributes or {}), "additional_files": others}
         return ONNXModelHandler(model_path=str(out), onnx_file_name="model.onnx", model_attributes=attributes)

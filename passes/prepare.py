@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import is_dataclass
+from typing import Any
 
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import FxslimError, InputError, VerifyError
@@ -19,7 +19,7 @@ from fxslim.passes.fold import FoldConstants
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.same import verify_same_function
 from fxslim.passes.share_branches import ShareBranches
-from fxslim.passes.spec import OPTION_TYPES, parse_pass, spec_name
+from fxslim.passes.spec import OPTION_TYPES, option_types, parse_pass, spec_name
 from fxslim.passes.split import SplitFused
 
 __all__ = [
@@ -56,11 +56,10 @@ def add_preparation(kind: type[Pass], *, replace: bool = False) -> None:
             f"the pass {kind.__name__} is called {name!r}",
             remedy='write `name: ClassVar[str] = "my-pass"`: lower case, words joined by hyphens',
         )
-    hints = get_type_hints(kind)
-    for option in fields(kind):
-        if hints[option.name] not in OPTION_TYPES:
+    for option, hint in option_types(kind).items():
+        if hint not in OPTION_TYPES:
             raise InputError(
-                f"the option {option.name!r} of the pass {name!r} has a type that plans cannot write down",
+                f"the option {option!r} of the pass {name!r} has a type that plans cannot write down",
                 remedy="use str, int, float, bool or tuple[str, ...]",
             )
     if name in PREPARATIONS and not replace:

@@ -66,6 +66,7 @@ def test_a_run_ends_with_a_slim_model_that_loads(model: Path, tmp_path: Path) ->
     assert found, sorted(tmp_path.rglob("*"))
     report = json.loads(next((tmp_path / "out" / "olive").rglob("report.json")).read_text())
     assert report["verdict"] == "ok" and report["costs"]["params"][1] < 0.81 * report["costs"]["params"][0]
+    assert not list((tmp_path / "out").rglob("manifest.json")), "Olive's own files would not be listed in it"
     session = onnxruntime.InferenceSession(found[0])
     feeds = {i.name: np.ones((2, 5), dtype=np.int64) for i in session.get_inputs()}
     assert session.run(None, feeds)[0].shape == (2, 5, 50)

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-loaders check format demo models zoo bench-quality bench-ablation bench-latency check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
+.PHONY: help install test test-loaders check docs format demo models zoo bench-quality bench-ablation bench-latency check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -19,19 +19,31 @@ install: $(VENV)/.dev ## Create .venv with everything that development needs
 test: $(VENV)/.dev build/optimum/.done ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
 	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
-	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 tests/fxslim/test_loaders.py $(FEWER)
+	PYTHONPATH=$(OPTIMUM) $(BIN)/pytest -n auto --maxprocesses=4 $(WITH_OPTIMUM) $(FEWER)
+	-@$(MAKE) --no-print-directory build/olive/.done
+	PYTHONPATH=build/olive $(BIN)/pytest -n 0 tests/fxslim/test_olive.py
+
+OPTIMUM := build/optimum:integrations/optimum-fxslim
+WITH_OPTIMUM := tests/fxslim/test_loaders.py tests/fxslim/test_optimum_command.py
 
 # The two slowest are left to `make test-loaders`; what they join is tested in parts (test_parts, test_loader_config).
 FEWER := --deselect tests/fxslim/test_loaders.py::test_slim_proves_that_its_result_loads \
 	--deselect tests/fxslim/test_loaders.py::test_an_encoder_with_a_decoder_loads_as_two_files
 
 test-loaders: $(VENV)/.dev build/optimum/.done ## Run all tests that need optimum
-	PYTHONPATH=build/optimum $(BIN)/pytest -n auto --maxprocesses=4 tests/fxslim/test_loaders.py
+	PYTHONPATH=$(OPTIMUM) $(BIN)/pytest -n auto --maxprocesses=4 $(WITH_OPTIMUM)
 
-check: $(VENV)/.dev layout ## Lint, formatting and types
+check: $(VENV)/.dev layout ## Lint, formatting, types and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build/layout && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p fxslim
+	$(MKDOCS) build --strict --quiet
+
+# A notice of the theme about another version of mkdocs is not ours, and warnings are errors here.
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: $(VENV)/.dev layout ## Build the documentation: build/site/index.html
+	$(MKDOCS) build --strict
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -60,6 +72,15 @@ build/transformers4/.done: | $(VENV)/.dev
 
 build/optimum/.done: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --target build/optimum "optimum<2.2" "optimum-onnx<0.2" $(TRANSFORMERS4)
+	@touch $@
+
+# Olive with what it needs and .venv has not; its own requirements would bring other versions of what is here.
+OLIVE := olive-ai optuna alembic sqlalchemy greenlet mako colorlog pandas pytz questionary prompt-toolkit wcwidth \
+	torchmetrics lightning-utilities opentelemetry-sdk opentelemetry-api opentelemetry-semantic-conventions \
+	importlib-metadata zipp six requests urllib3 certifi charset-normalizer
+
+build/olive/.done: | $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-deps --target build/olive $(OLIVE)
 	@touch $@
 
 zoo: $(VENV)/.dev build/vision/.done build/transformers4/.done ## Sweep over torchvision, timm, transformers (hours)

@@ -79,7 +79,10 @@ def train_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:
     bpe = ByteLevelBPETokenizer()
     texts = (read(f) for f in files)
     bpe.train_from_iterator(texts, vocab_size=1024, min_frequency=2, special_tokens=["<eos>"], show_progress=False)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eos>", pad_token="<eos>")
+    names = ["input_ids", "attention_mask"]  # segments, which a tokenizer tells by default, a decoder does not take
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<eos>", pad_token="<eos>", model_input_names=names
+    )
 
 
 def opt(vocabulary: int) -> tuple[PreTrainedModel, str]:

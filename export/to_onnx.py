@@ -22,6 +22,7 @@ from fxslim.export.interface import cache_names, constant_outputs, tensor_output
 from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
 from fxslim.export.narrow import OnnxDtype, narrow, torch_dtype
 from fxslim.export.rewrites import as_onnx_can_say_it
+from fxslim.export.translations import TRANSLATIONS
 from fxslim.export.weights import fold_transposes, mark_weights
 from fxslim.graph.dims import dim_named
 from fxslim.graph.errors import CheckError, ExportError, InputError
@@ -151,6 +152,7 @@ def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) 
             output_names=list(tensor_outputs(program)),
             opset_version=opset,
             dynamic_shapes=_dynamic_shapes(program, lambda name: name),
+            custom_translation_table=dict(TRANSLATIONS),
             optimize=False,
             verbose=False,
         )

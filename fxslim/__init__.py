@@ -16,12 +16,25 @@ __version__ = "0.1.0"
 # Where each name of the public interface comes from. Imported when first used: `fxslim --help` needs no torch.
 _EXPORTS = {
     **dict.fromkeys(
-        ("analyze", "apply", "apply_plan", "capture", "compress", "load", "make_plan", "prove", "save"),
+        ("analyze", "apply", "apply_plan", "capture", "compress", "load", "make_plan", "prepare", "prove", "save"),
         "fxslim.api",
     ),
     **dict.fromkeys(("check_onnx", "export_onnx", "measure_latency"), "fxslim.export"),
+    **dict.fromkeys(
+        (
+            "load_plugins",
+            "register_importance",
+            "register_method",
+            "register_pass",
+            "register_rule",
+            "register_translation",
+        ),
+        "fxslim.plugins",
+    ),
     "FxslimError": "fxslim.graph.errors",
     "Mixture": "fxslim.data",
+    "Pass": "fxslim.passes.base",
+    "PassResult": "fxslim.passes.base",
     "Plan": "fxslim.passes.plan",
     "Program": "fxslim.graph.program",
     "load_batches": "fxslim.data",

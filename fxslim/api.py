@@ -19,7 +19,7 @@ from fxslim.passes.methods import Restore
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import PlanOptions, plan_and_restore
 from fxslim.passes.planner import make_plan as _make_plan
-from fxslim.passes.prepare import ALWAYS
+from fxslim.passes.prepare import ALWAYS, PREPARATIONS, left_to_repeat
 from fxslim.passes.prepare import prepare as _prepare
 from fxslim.passes.prove import TOLERANCE, Proof
 from fxslim.passes.prove import prove as _prove
@@ -27,6 +27,7 @@ from fxslim.passes.prune import Prune
 from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.restore_shared import restore_shared
 from fxslim.passes.share_branches import before_sharing, shared_weights, sharing_steps
+from fxslim.passes.spec import spec_name
 
 __all__ = [
     "Applied",
@@ -188,7 +189,13 @@ def prove(
 def for_plan(program: Program | Analysis, plan: Plan) -> Analysis:
     """The analysis of the program that a plan is for: its preparations are repeated where they are missing."""
     analysis = _analysis(program)
-    if not plan.prepare or analysis.program.fingerprint() == plan.fingerprint:
+    if missing := [name for step in plan.prepare if (name := spec_name(step)) not in PREPARATIONS]:
+        raise PlanError(
+            f"the plan needs the pass {missing[0]!r}, which is not registered here",
+            remedy="install the plug-in that has it (report.json names it under `plugins`), or register it",
+        )
+    repeated = not left_to_repeat(analysis.program, plan.prepare)
+    if not plan.prepare or (repeated and analysis.program.fingerprint() == plan.fingerprint):
         return analysis
     try:
         prepared = _prepare(analysis, plan.prepare)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -68,15 +69,15 @@ def root(
     """Options before the command."""
 
 
-def main() -> None:
-    """Runs the command line and leaves with its exit code."""
+def main(words: Sequence[str] | None = None, *, name: str | None = None) -> None:
+    """Runs the command line (of this process, unless other `words` are given) and leaves with its exit code."""
     signal.signal(signal.SIGTERM, _leave)
     if not cli_common.debugging():
         # What libraries tell their developers is not for the user; what matters to the user is raised or reported.
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app()
+    app(words, prog_name=name)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fxslim.cli_progress import watching as watching
 from fxslim.graph.errors import FxslimError
+from fxslim.plugins import load_plugins
 
 if TYPE_CHECKING:
     from fxslim.graph.axes.groups import Analysis
@@ -28,6 +29,31 @@ DEFECT = 70
 """Exit code of a defect of fxslim itself: EX_SOFTWARE of sysexits.h."""
 
 INTERRUPTED = 130
+
+
+def _importance(name: str) -> str:
+    from fxslim.passes.importance import importance_names
+
+    return _one_of(name, importance_names)
+
+
+def _method(name: str) -> str:
+    from fxslim.passes.methods import METHODS
+
+    return _one_of(name, lambda: tuple(METHODS))
+
+
+def _one_of(name: str, names: Callable[[], Sequence[str]]) -> str:
+    """The name, if there is one like it: fxslim's own, or that of a plug-in."""
+    if name not in names():
+        try:
+            load_plugins()
+        except FxslimError as error:
+            raise typer.Exit(_fail(f"error: {error}", error.exit_code)) from None
+        if name not in names():
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, names()))}.")
+    return name
+
 
 Model = Annotated[
     str,
@@ -47,7 +73,14 @@ Of = Annotated[
 ]
 ImportanceName = Annotated[
     Literal["fasp", "obs", "flap", "activation", "taylor", "magnitude", "random"] | None,
-    typer.Option(help="How positions are chosen, instead of what the method says.", show_default=False),
+    # The types are what fxslim has; the parser knows those of plug-ins besides.
+    typer.Option(
+        "--importance",
+        parser=_importance,
+        metavar="[fasp|obs|flap|activation|taylor|magnitude|random]",
+        help="How positions are chosen, instead of what the method says; plug-ins may add more.",
+        show_default=False,
+    ),
 ]
 MethodName = Annotated[
     Literal[
@@ -72,7 +105,11 @@ MethodName = Annotated[
     | None,
     typer.Option(
         "--method",
-        help="What is chosen, cut and restored, by name. Default: best with calibration data, else magnitude.",
+        parser=_method,
+        metavar="[best|fasp|wanda-sp|flap|osscar|transact|owl|modegpt|pca|svd|asvd|svd-llm|welore|lr-sms|shortgpt|"
+        "foldgpt|magnitude]",
+        help="What is chosen, cut and restored, by name; plug-ins may add more. Default: best with calibration data, "
+        "else magnitude.",
         show_default=False,
     ),
 ]
@@ -154,6 +191,14 @@ SplitFused = Annotated[
     typer.Option(
         "--split-fused",
         help="First split projections that compute q, k and v in one product, so that V alone can be cut.",
+    ),
+]
+Prepare = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prepare",
+        help="A pass that comes before the plan, as `name{option=value}`; may be given again. Plug-ins may add more.",
+        show_default=False,
     ),
 ]
 Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")]
@@ -241,12 +286,17 @@ def debugging() -> bool:
     return os.environ.get("FXSLIM_DEBUG", "") not in ("", "0")
 
 
-def guarded(command: Callable[P, T]) -> Callable[P, T]:
-    """The command with its errors as messages: exit code 2 bad input, 1 a failed check, 70 a defect, 130 Ctrl-C."""
+def guarded(command: Callable[P, T], *, plugins: bool = True) -> Callable[P, T]:
+    """The command with its errors as messages: exit code 2 bad input, 1 a failed check, 70 a defect, 130 Ctrl-C.
+
+    Plug-ins that are installed are loaded before it runs, unless it does so by itself (`plugins=False`).
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            if plugins:
+                load_plugins()
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(_fail(_interrupted(kwargs), INTERRUPTED)) from None
@@ -360,6 +410,7 @@ def one_or_several(values: Sequence[str] | None) -> str | tuple[str, ...] | None
 
 def opened(
     shown: Watcher, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
+    further: Sequence[str] | None = None,
     trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
     task: str | None = None,
 ) -> tuple[Source, Analysis]:  # fmt: skip
@@ -371,4 +422,4 @@ def opened(
     shown.step("capture")
     program = source.program
     shown.step("analyze")
-    return source, prepared(program, prepare, split_fused=split_fused)
+    return source, prepared(program, prepare, split_fused=split_fused, further=further or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -50,6 +51,7 @@ def groups(
     kind: Annotated[str | None, typer.Option(help="Only groups of this kind.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also groups that are fixed, with the reason.")] = False,
     split_fused: c.SplitFused = False,
+    prepare: c.Prepare = None,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
@@ -63,7 +65,7 @@ def groups(
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task,
+            dtype=dtype, task=task, further=prepare,
         )  # fmt: skip
     kinds = sorted({g.kind for g in analysis.groups})
     if kind is not None and kind not in kinds:
@@ -140,6 +142,7 @@ def explain(
     ] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw it: a picture of this name.", show_default=False)] = None,
     split_fused: c.SplitFused = False,
+    prepare: c.Prepare = None,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
     trust_pt2: c.TrustPt2 = False,
@@ -155,7 +158,7 @@ def explain(
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task,
+            dtype=dtype, task=task, further=prepare,
         )  # fmt: skip
     said = analysis.explain(a, b)
     if svg is not None:
@@ -163,7 +166,7 @@ def explain(
     typer.echo(said)
 
 
-@c.guarded
+@functools.partial(c.guarded, plugins=False)  # one that does not load is a finding
 def doctor(json: c.Json = False, quiet: c.Quiet = False) -> None:
     """Check this installation: versions, advisories, providers, and a tiny run end to end."""
     from fxslim.doctor import examine

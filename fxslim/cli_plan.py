@@ -66,6 +66,7 @@ def plan(
     text_field: c.TextField = None,
     seed: c.Seed = 0,
     split_fused: c.SplitFused = False,
+    prepare: c.Prepare = None,
     task: c.TaskName = None,
     loader_compatible: c.LoaderCompatible = False,
     dtype: c.Dtype = None,
@@ -86,7 +87,7 @@ def plan(
     with c.watching(quiet) as shown:
         source, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task,
+            dtype=dtype, task=task, further=prepare,
         )  # fmt: skip
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)

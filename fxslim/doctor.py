@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fxslim import plugins
 from fxslim.api import analyze, apply, capture, make_plan, prove
 from fxslim.export import available_providers, check_onnx, export_onnx, resolve_provider
 from fxslim.export.providers import provider_name
@@ -65,7 +66,17 @@ _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunt
 
 def examine() -> list[Finding]:
     """Findings on versions, advisories, ONNX Runtime and its providers, and a tiny run end to end."""
-    return [*(_package(need) for need in _NEEDS), _runtime(), _providers(), _attempt("self test", _self_test)]
+    return [
+        *(_package(need) for need in _NEEDS), _runtime(), _providers(), _attempt("plug-ins", _plugins),
+        _attempt("self test", _self_test),
+    ]  # fmt: skip
+
+
+def _plugins() -> str:
+    """Everything that plug-ins have registered, after their entry points were loaded."""
+    if plugins.switched_off():
+        return f"left out: {plugins.SWITCH} is set"
+    return "; ".join(str(plugin).removeprefix("plug-in ") for plugin in plugins.load_plugins()) or "none"
 
 
 def _version(package: str) -> str | None:

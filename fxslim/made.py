@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,9 @@ from fxslim.run_steps import Run
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
 from fxslim.subject import Subject
+
+if TYPE_CHECKING:
+    from fxslim.passes.importance import Importance
 
 __all__ = ["Made", "Paced", "asked_of", "make_slim", "plan_key"]
 
@@ -75,7 +78,8 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
         return {}
     calibration = subject.calibration
     chosen = settings(
-        options.method, importance=options.importance, budget=options.budget, restore=options.restore,
+        options.method, importance=cast("Importance | None", options.importance),
+        budget=options.budget, restore=options.restore,
         rounds=options.rounds, data=calibration is not None, width=options.width is not None,
     )  # fmt: skip
     asked: dict[str, Any] = {

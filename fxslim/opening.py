@@ -60,12 +60,15 @@ def open_model(
     return source
 
 
-def prepared(program: Program, names: Sequence[str] | None = None, *, split_fused: bool = False) -> Analysis:
-    """The analysis of a program prepared by the passes `names` (those of a plan), by default by those that always help.
+def prepared(
+    program: Program, names: Sequence[str] | None = None, *, split_fused: bool = False, further: Sequence[str] = ()
+) -> Analysis:
+    """The analysis of a program prepared by the passes `names` (those of a plan), by default by those that always help,
+    and by `further` ones that were asked for.
 
     Raises:
         InputError: there is no such preparation.
     """
     if names is None:
         names = (*ALWAYS, SPLIT) if split_fused else ALWAYS
-    return prepare(program, names)
+    return prepare(program, (*names, *further))

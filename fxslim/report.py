@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxslim import plugins
 from fxslim.calibration import data_facts
 from fxslim.data import Batches
 from fxslim.evaluate import Score
@@ -95,9 +96,10 @@ def make_report(found: Findings) -> dict[str, Any]:
         },
         "onnx": {"original": found.files[0].to_dict(), "slim": found.files[1].to_dict()},
         "variants": [v.to_dict() for v in found.variants],
-        "notes": list(found.notes),
+        "notes": [*found.notes, *map(str, plugins.active())],
         "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         "versions": versions(),
+        "plugins": plugins.facts(),
     }
     cleaned: dict[str, Any] = finite(report)
     return cleaned

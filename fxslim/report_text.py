@@ -48,7 +48,7 @@ def render(report: dict[str, Any]) -> str:
         [f"# {report['model']['name']}: {report['verdict']} on {where(report['provider'])}"],
         [f"- {line}" for line in headline(report)],
         _bullets("Failures", report["failures"]),
-        _bullets("Gates", [f"{'passed' if g['ok'] else 'FAILED'}: {g['text']}" for g in report["gates"]]),
+        _bullets("Gates", [f"{'passed' if g['ok'] else 'FAILED'}: {g['text']}" for g in report.get("gates", ())]),
         _costs(report["costs"]),
         _groups(report["groups"]),
         _calibration(report["data"]["calibration"], report["restoration"]),
@@ -254,7 +254,9 @@ def _origin(report: dict[str, Any]) -> list[str]:
     used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     times = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
     earlier = (
-        [f"Taken over from a run that ended early: {', '.join(report['resumed'])}.", ""] if report["resumed"] else []
+        [f"Taken over from a run that ended early: {', '.join(report['resumed'])}.", ""]
+        if report.get("resumed")
+        else []
     )
     again = [f"    {report['command']}", "", "or by `recipe.yaml` beside this file: `fxslim run recipe.yaml -o OUT`."]
     return ["## How to get this again", "", *again, "", f"Versions: {used}.", "", *earlier, f"Time: {times}."]

@@ -13,7 +13,7 @@ from fxslim.export import DEFAULT_OPSET, OPSETS
 from fxslim.export.quantize import Quantization
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget, check_share
-from fxslim.passes.importance import Importance
+from fxslim.passes.importance import importance_names
 from fxslim.passes.methods import Restore
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.rounds import Schedule
@@ -33,7 +33,7 @@ class SlimOptions:
     width: float | None = None
     of: Literal["params", "macs", "latency"] = "params"
     method: str | None = None
-    importance: Importance | None = None
+    importance: str | None = None  # one of `importance_names()`: plug-ins have more
     budget: Budget | None = None
     rounds: int | None = None
     schedule: Schedule = "geometric"
@@ -57,6 +57,7 @@ class SlimOptions:
     latency_seconds: float = 10.0
     sizes: str | None = None
     split_fused: bool = False
+    prepare: tuple[str, ...] = ()  # further passes before the plan, as `name{option=value}`
     task: str | None = None
     loader_compatible: bool = False
     dtype: str | None = None
@@ -88,7 +89,7 @@ class SlimOptions:
                 check_share(getattr(self, name), name)
         made = (
             "method", "importance", "budget", "groups", "keep_fixed", "uncounted", "inexact", "round_to", "of",
-            "split_fused", "rounds", "schedule", "slope",
+            "split_fused", "prepare", "rounds", "schedule", "slope",
         )  # fmt: skip
         default = {f.name: f.default for f in fields(self)}
         if self.plan and (idle := [n for n in made if getattr(self, n) != default[n]]):
@@ -102,6 +103,10 @@ class SlimOptions:
             if getattr(self, name) not in (None, *allowed):
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(allowed)}")
+        if self.importance is not None and self.importance not in importance_names():
+            raise InputError(
+                f"--importance is {self.importance!r}", remedy=f"choose one of {', '.join(importance_names())}"
+            )
         parse_sizes(self.sizes)
         if self.of == "latency" and self.width is not None:
             raise InputError("--width has no share of the latency", remedy="give --keep 0.7 with --of latency")
@@ -127,7 +132,7 @@ class SlimOptions:
             value, flag = getattr(self, option.name), "--" + option.name.replace("_", "-")
             if value == option.default:
                 continue
-            if option.name in ("keep_fixed", "uncounted", "calibration") and isinstance(value, tuple):
+            if option.name in ("keep_fixed", "uncounted", "calibration", "prepare") and isinstance(value, tuple):
                 words += [w for pattern in value for w in (flag, pattern)]
             elif isinstance(value, bool):
                 words.append(flag)

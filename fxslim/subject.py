@@ -60,9 +60,11 @@ class Subject:
             InputError: the plan that they name cannot be read, or there is no such preparation.
         """
         names = before_sharing(Plan.load(options.plan).prepare) if options.plan is not None else None
-        key = (names and tuple(names), options.split_fused)
+        key = (names and tuple(names), options.split_fused, options.prepare)
         if key not in self._analyses:
-            self._analyses[key] = prepared(self.original, names, split_fused=options.split_fused)
+            self._analyses[key] = prepared(
+                self.original, names, split_fused=options.split_fused, further=options.prepare
+            )
         return self._analyses[key]
 
     def onnx(self, opset: int) -> OnnxFile:

@@ -1,8 +1,9 @@
 """Programs on disk without pickle: `graph.json` (structure), `weights.safetensors`, `inputs.safetensors` (the example
 inputs).
 
-Loading runs no code from the files: operators are looked up by name among ATen's and a short list of functions on
-sizes, and the graph is traced again, so that shapes are derived, not believed. A model-specific output class comes
+Loading runs no code from the files: operators are looked up by name among ATen's, those for which somebody has
+registered a rule in this process, and a short list of functions on sizes, and the graph is traced again, so that shapes
+are derived, not believed. A model-specific output class comes
 back as a dictionary of the same keys.
 """
 
@@ -61,7 +62,7 @@ def save(program: Program, directory: str | Path) -> Path:
 
     Raises:
         InputError: the directory exists and is not empty, cannot be written, or the program holds what the format
-        cannot express.
+            cannot express.
     """
     target = Path(directory)
     text = json.dumps(_encode_program(program), indent=1) + "\n"
@@ -111,7 +112,8 @@ def load(directory: str | Path) -> Program:
     try:
         return _decode_program(data, weights, inputs)
     except FxslimError as error:
-        raise InputError(f"the saved program {str(path)!r} cannot be rebuilt: {error.what}", at=error.at) from error
+        said = f"the saved program {str(path)!r} cannot be rebuilt: {error.what}"
+        raise InputError(said, at=error.at, remedy=error.remedy) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         raise InputError(f"the saved program {str(path)!r} is damaged: {type(error).__name__}: {error}") from error
 
@@ -171,10 +173,11 @@ def _restore_scopes(program: Program, data: Mapping[str, Any]) -> None:
 def _encode_target(node: fx.Node) -> str:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        if target.namespace != "aten":
+        if target.namespace != "aten" and target not in REGISTRY:
             raise InputError(
-                f"the operator {target} is not ATen's: a saved program could not be loaded everywhere", at=node.name
-            )
+                f"the operator {target} is not ATen's: a saved program could not be loaded everywhere", at=node.name,
+                remedy="register a rule for it, by a plug-in that those who load the program have as well",
+            )  # fmt: skip
         return str(target)
     if target in _FUNCTION_NAMES:
         return _FUNCTION_NAMES[target]
@@ -221,7 +224,15 @@ def _decode_target(text: str) -> Callable[..., Any]:
         return _FUNCTIONS[text]
     namespace, _, rest = text.partition(".")
     name, _, overload = rest.partition(".")
-    if namespace != "aten" or not name.isidentifier() or not overload.isidentifier():
+    if namespace != "aten":
+        registered = next((op for op in REGISTRY if op.namespace != "aten" and str(op) == text), None)
+        if registered is None:
+            raise InputError(
+                f"the operator {text!r} is not allowed in a saved program",
+                remedy="if it is that of a plug-in, install it, or register its rule before loading",
+            )
+        return registered
+    if not name.isidentifier() or not overload.isidentifier():
         raise InputError(f"the operator {text!r} is not allowed in a saved program")
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):

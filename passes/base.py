@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.errors import VerifyError
 from fxslim.graph.program import Program
 from fxslim.passes.spec import printed, spec_name
 
@@ -35,6 +36,7 @@ class Pass(ABC):
     """A step from a program to a program. Subclasses are frozen dataclasses whose fields are their options."""
 
     name: ClassVar[str]
+    preserves: ClassVar[bool] = True  # whether the result computes what the program computed, to rounding
 
     def requires(self, analysis: Analysis) -> None:
         """Raises if the pass cannot be applied."""
@@ -52,6 +54,8 @@ class Pass(ABC):
         """Checks, applies, verifies."""
         self.requires(analysis)
         result = self.apply(analysis)
+        if not isinstance(result, PassResult):
+            raise VerifyError(f"the pass {self.name!r} returned {type(result).__name__}", remedy="return a PassResult")
         self.ensures(result.program, analysis.program)
         result.program.history.append(self.spec())
         _dump(result.program)

@@ -45,6 +45,7 @@ class DropBranches(Pass):
     branches' values set to zero."""
 
     name: ClassVar[str] = "drop-branches"
+    preserves: ClassVar[bool] = False
     adds: tuple[str, ...]
 
     def requires(self, analysis: Analysis) -> None:

@@ -15,6 +15,7 @@ from fxslim.graph.axes.terms import Axis
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer, at_several_depths, find_consumers
+from fxslim.passes.scores import SCORES, scored_elsewhere
 from fxslim.passes.second_order import Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.taylor import first_order
@@ -25,6 +26,8 @@ __all__ = [
     "Chooser",
     "Importance",
     "choose",
+    "importance_names",
+    "needs_data",
     "owners",
     "position_scores",
     "problem",
@@ -55,7 +58,19 @@ def scores_for(
         return {g.name: random(g, seed) for g in groups}
     if importance == "taylor" and batches:
         return first_order(analysis, groups, batches)
-    raise InputError(f"unknown importance {importance!r}", remedy=f"choose one of {', '.join(IMPORTANCES)}")
+    if importance in SCORES:
+        return {g.name: scored_elsewhere(importance, analysis, g, batches) for g in groups}
+    raise InputError(f"unknown importance {importance!r}", remedy=f"choose one of {', '.join(importance_names())}")
+
+
+def importance_names() -> tuple[str, ...]:
+    """All importances by name: fxslim's own, then those that were registered."""
+    return (*IMPORTANCES, *SCORES)
+
+
+def needs_data(importance: str) -> bool:
+    """Whether an importance has nothing to go by without calibration data."""
+    return importance in (*BY_DATA, "taylor") or (importance in SCORES and SCORES[importance].needs_data)
 
 
 def magnitude(analysis: Analysis, group: Group) -> Tensor:

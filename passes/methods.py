@@ -7,19 +7,20 @@ paper's method has in common with the others (capture, groups, rewriting, the pr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 from fxslim.graph.axes.roles import STREAM
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget
-from fxslim.passes.importance import BY_DATA, Importance
-from fxslim.passes.options import Choices
+from fxslim.passes.importance import Importance, needs_data
+from fxslim.passes.options import Choices, PlanOptions, check_options
 from fxslim.passes.pairs import Metric
 
-__all__ = ["METHODS", "Settings", "settings"]
+__all__ = ["METHODS", "Settings", "add_method", "registered_methods", "settings"]
 
 Restore = Literal["least-squares", "bias", "none"]
 
@@ -50,49 +51,73 @@ class Settings:
 
 
 DEFAULT = "best"
-METHODS: Mapping[str, Settings] = MappingProxyType(
-    {
-        # This project's strongest measured combination.
-        "best": Settings("obs", True, "global", "least-squares", ranks=True, streams=True),
-        # FASP (Huawei 2025, arXiv 2501.09412).
-        "fasp": Settings("fasp", False, "uniform", "least-squares"),
-        # Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors: FASP's score, nothing restored.
-        "wanda-sp": Settings("fasp", False, "uniform", "none"),
-        # FLAP (An 2024, arXiv 2312.11983), value dimensions in the place of whole heads.
-        "flap": Settings("flap", False, "standardised", "bias"),
-        # OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089).
-        "osscar": Settings("obs", False, "uniform", "least-squares"),
-        # TransAct (Shen 2024, arXiv 2407.05690), iterative; the number of rounds is this project's.
-        "transact": Settings("activation", False, "uniform", "none", rounds=4),
-        # OWL (Yin 2024, arXiv 2310.05175): FASP with widths by the share of outliers.
-        "owl": Settings("fasp", False, "outliers", "least-squares"),
-        # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
-        "modegpt": Settings("obs", True, "uniform", "least-squares"),
-        # SliceGPT (Ashkboos 2024, arXiv 2401.15024) with one rotation for each stream, not for each block.
-        "pca": Settings("magnitude", True, "uniform", "none", streams=True, groups=(STREAM,)),
-        # The truncated singular value decomposition of the weights alone; needs no data.
-        "svd": Settings("magnitude", False, "uniform", "none", metric="plain"),
-        # ASVD (Yuan 2023, arXiv 2312.05821), one share for all weights in the place of its search.
-        "asvd": Settings("magnitude", False, "uniform", "none", metric="scaled"),
-        # SVD-LLM (Wang 2024, arXiv 2403.07378), computed as in Swift-SVD (2026, arXiv 2604.01609).
-        "svd-llm": Settings("magnitude", False, "uniform", "none", metric="whitened"),
-        # WeLore (Jaiswal 2024, arXiv 2407.11239), before its fine-tuning.
-        "welore": Settings("magnitude", False, "global", "none", metric="plain"),
-        # LR-SMS (Fernandez-Lopez 2024, arXiv 2410.07771): its ranks by depth and its start, for a trained model.
-        "lr-sms": Settings("magnitude", False, "linear", "none", metric="plain"),
-        # ShortGPT (Men 2024, arXiv 2403.03853), attention and feed-forward branches each by themselves.
-        "shortgpt": Settings("magnitude", False, "uniform", "none", depth=True),
-        # FoldGPT's sharing (Liu 2024, arXiv 2407.00928), in closed form in the place of its fine-tuning.
-        "foldgpt": Settings("magnitude", False, "uniform", "least-squares", share=True),
-        # Li 2017 (arXiv 1608.08710); needs no data.
-        "magnitude": Settings("magnitude", False, "uniform", "none"),
-    }
-)
+_METHODS: dict[str, Settings] = {
+    # This project's strongest measured combination.
+    "best": Settings("obs", True, "global", "least-squares", ranks=True, streams=True),
+    # FASP (Huawei 2025, arXiv 2501.09412).
+    "fasp": Settings("fasp", False, "uniform", "least-squares"),
+    # Wanda (Sun 2023, arXiv 2306.11695) in the structured form of FLAP's authors: FASP's score, nothing restored.
+    "wanda-sp": Settings("fasp", False, "uniform", "none"),
+    # FLAP (An 2024, arXiv 2312.11983), value dimensions in the place of whole heads.
+    "flap": Settings("flap", False, "standardised", "bias"),
+    # OSSCAR (Meng 2024, arXiv 2403.12983), ZipLM (Kurtic 2023, arXiv 2302.04089).
+    "osscar": Settings("obs", False, "uniform", "least-squares"),
+    # TransAct (Shen 2024, arXiv 2407.05690), iterative; the number of rounds is this project's.
+    "transact": Settings("activation", False, "uniform", "none", rounds=4),
+    # OWL (Yin 2024, arXiv 2310.05175): FASP with widths by the share of outliers.
+    "owl": Settings("fasp", False, "outliers", "least-squares"),
+    # MoDeGPT (Lin 2024, arXiv 2408.09632), with second-order selection in the place of Nyström's scores.
+    "modegpt": Settings("obs", True, "uniform", "least-squares"),
+    # SliceGPT (Ashkboos 2024, arXiv 2401.15024) with one rotation for each stream, not for each block.
+    "pca": Settings("magnitude", True, "uniform", "none", streams=True, groups=(STREAM,)),
+    # The truncated singular value decomposition of the weights alone; needs no data.
+    "svd": Settings("magnitude", False, "uniform", "none", metric="plain"),
+    # ASVD (Yuan 2023, arXiv 2312.05821), one share for all weights in the place of its search.
+    "asvd": Settings("magnitude", False, "uniform", "none", metric="scaled"),
+    # SVD-LLM (Wang 2024, arXiv 2403.07378), computed as in Swift-SVD (2026, arXiv 2604.01609).
+    "svd-llm": Settings("magnitude", False, "uniform", "none", metric="whitened"),
+    # WeLore (Jaiswal 2024, arXiv 2407.11239), before its fine-tuning.
+    "welore": Settings("magnitude", False, "global", "none", metric="plain"),
+    # LR-SMS (Fernandez-Lopez 2024, arXiv 2410.07771): its ranks by depth and its start, for a trained model.
+    "lr-sms": Settings("magnitude", False, "linear", "none", metric="plain"),
+    # ShortGPT (Men 2024, arXiv 2403.03853), attention and feed-forward branches each by themselves.
+    "shortgpt": Settings("magnitude", False, "uniform", "none", depth=True),
+    # FoldGPT's sharing (Liu 2024, arXiv 2407.00928), in closed form in the place of its fine-tuning.
+    "foldgpt": Settings("magnitude", False, "uniform", "least-squares", share=True),
+    # Li 2017 (arXiv 1608.08710); needs no data.
+    "magnitude": Settings("magnitude", False, "uniform", "none"),
+}
+METHODS: Mapping[str, Settings] = MappingProxyType(_METHODS)
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+def add_method(name: str, chosen: Settings, *, replace: bool = False) -> None:
+    """Makes a combination from elsewhere known by a name.
+
+    Raises:
+        InputError: the name is not in kebab case or is taken (unless `replace`), or the settings contradict each other.
+    """
+    if not isinstance(chosen, Settings):
+        raise InputError(f"the method {name!r} is {type(chosen).__name__}, not Settings")
+    if not _NAME.fullmatch(name):
+        raise InputError(f"a method is called {name!r}", remedy="lower case, words joined by hyphens")
+    if name in METHODS and not replace:
+        raise InputError(
+            f"there is a method {name!r} already",
+            remedy="choose another name, or say replace=True if yours is to be used instead",
+        )
+    check_options(cast(PlanOptions, chosen.options()))
+    _METHODS[name] = chosen
 
 
 def _needs_data(chosen: Settings) -> bool:
     by_inputs = chosen.metric in ("scaled", "whitened")
-    return chosen.importance in BY_DATA or chosen.subspace or by_inputs or chosen.depth or chosen.share
+    return needs_data(chosen.importance) or chosen.subspace or by_inputs or chosen.depth or chosen.share
+
+
+def registered_methods() -> dict[str, Settings]:
+    """The table behind `METHODS`, for `fxslim.plugins` to undo what a plug-in that fails has added."""
+    return _METHODS
 
 
 def settings(

@@ -13,7 +13,7 @@ from fxslim.graph.costs import Target
 from fxslim.graph.errors import InputError
 from fxslim.graph.latency import Clock
 from fxslim.passes.budget import BUDGETS, Budget
-from fxslim.passes.importance import IMPORTANCES, Importance
+from fxslim.passes.importance import Importance, importance_names
 from fxslim.passes.pairs import METRICS, Metric
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.restore import Progress
@@ -76,7 +76,7 @@ def check_options(options: PlanOptions) -> None:
         InputError: else.
     """
     _known("target", options.get("of", "params"), ("params", "macs", "latency"))
-    _known("importance", options.get("importance", "magnitude"), IMPORTANCES)
+    _known("importance", options.get("importance", "magnitude"), importance_names())
     _known("budget", options.get("budget", "uniform"), BUDGETS)
     _known("metric", options.get("metric"), (None, *METRICS))
     round_to = options.get("round_to", 1)

@@ -19,7 +19,7 @@ from fxslim.passes.bases import Rebased, rebase
 from fxslim.passes.budget import TOLERANCE, Widths, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.caches import cache_notes
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.importance import BY_DATA, Chooser, scores_for, scores_on_original, sums_once, top
+from fxslim.passes.importance import BY_DATA, Chooser, needs_data, scores_for, scores_on_original, sums_once, top
 from fxslim.passes.influence import by_influence
 from fxslim.passes.low_rank import Matrix, find_matrices
 from fxslim.passes.options import PlanOptions, matches_weight, patterns, uncounted_names
@@ -115,7 +115,7 @@ class Planning:
                 "a standardised budget ranks positions, and subspaces have none", remedy="give --budget global"
             )
         needs = {
-            f"the importance {self.importance!r}": self.importance in (*BY_DATA, "taylor"), "subspace": self.subspace,
+            f"the importance {self.importance!r}": needs_data(self.importance), "subspace": self.subspace,
             f"the budget {self.budget!r}": self.budget not in ("uniform", "standardised"),
         }  # fmt: skip
         if not self.batches and any(needs.values()):

@@ -36,6 +36,7 @@ class ShareBranches(Pass):
     original computes with the others' matrices replaced by the first's; the names of those remain as aliases."""
 
     name: ClassVar[str] = "share-branches"
+    preserves: ClassVar[bool] = False
     adds: tuple[str, ...]
 
     def requires(self, analysis: Analysis) -> None:

@@ -13,13 +13,15 @@ from fxslim.graph.errors import InputError
 if TYPE_CHECKING:
     from fxslim.passes.base import Pass
 
-__all__ = ["named_in", "parse_pass", "printed", "spec_name"]
+__all__ = ["OPTION_TYPES", "named_in", "option_types", "parse_pass", "printed", "spec_name"]
 
 P = TypeVar("P", bound="Pass")
 
 _SPEC = re.compile(r"(?P<name>[a-z0-9_-]+)(?:\{(?P<options>[^{}]*)\})?")
 _SPECIAL = re.compile(r"[%+,={}]")  # in names these stand as %2B and the like: `+` separates names
 _NAMES = tuple[str, ...]
+OPTION_TYPES: tuple[Any, ...] = (str, int, float, bool, _NAMES)
+"""The types of options that a pass's text can hold."""
 
 
 def printed(value: Any) -> str | None:
@@ -31,6 +33,23 @@ def printed(value: Any) -> str | None:
     if isinstance(value, tuple) and all(isinstance(v, str) for v in value):
         return "+".join(str(printed(v)) for v in value)
     return None
+
+
+def option_types(kind: type[Pass]) -> dict[str, Any]:
+    """The types of a pass's options, by name.
+
+    Raises:
+        InputError: one is written in a way that cannot be resolved where the pass is defined.
+    """
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    try:
+        found = get_type_hints(kind) if names else {}
+    except NameError as error:
+        raise InputError(
+            f"the types of the options of the pass {kind.__name__} cannot be resolved: {error}",
+            remedy="define the pass in a module that is imported",
+        ) from error
+    return {name: found[name] for name in names}
 
 
 def spec_name(text: str) -> str:
@@ -52,7 +71,10 @@ def parse_pass(text: str, known: Mapping[str, type[P]]) -> P:
         InputError: the text is malformed, `known` has no such pass, or the pass no such options.
     """
     if spec_name(text) not in known:
-        raise InputError(f"there is no preparation {spec_name(text)!r}", remedy=f"there are {', '.join(known)}")
+        raise InputError(
+            f"there is no preparation {spec_name(text)!r}",
+            remedy=f"there are {', '.join(known)}; a pass of your own has to be registered before (docs/plugins.md)",
+        )
     found = _SPEC.fullmatch(text)
     if found is None:
         raise InputError(f"malformed preparation {text!r}", remedy="write it as name{option=value,option=value}")
@@ -62,7 +84,7 @@ def parse_pass(text: str, known: Mapping[str, type[P]]) -> P:
 
 def _options(kind: type[Pass], options: str | None, text: str) -> dict[str, Any]:
     """The options of a pass by name, each of its field's type."""
-    types, made = get_type_hints(kind), dict[str, Any]()
+    types, made = option_types(kind), dict[str, Any]()
     wanted = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     for option in options.split(",") if options else ():
         name, equals, value = option.partition("=")

@@ -20,7 +20,7 @@ from torch import fx
 
 from fxslim.graph.axes.notation import Concat, DimRule, Product
 from fxslim.graph.axes.terms import Size, size_of
-from fxslim.graph.errors import RuleError
+from fxslim.graph.errors import FxslimError, RuleError, where
 
 __all__ = ["REGISTRY", "Call", "Entry", "NewSizes", "lookup", "rule"]
 
@@ -142,8 +142,10 @@ class Entry:
 REGISTRY: dict[torch._ops.OpOverload, Entry] = {}
 
 
-def rule(*ops: torch._ops.OpOverload, literals: Literals | None = None) -> Callable[[Build], Build]:
-    """A decorator that registers the rule of `ops`.
+def rule(
+    *ops: torch._ops.OpOverload, literals: Literals | None = None, replace: bool = False
+) -> Callable[[Build], Build]:
+    """A decorator that registers the rule of `ops`. One that there is already gives way only to `replace`.
 
     Raises:
         RuleError: a key is not an `OpOverload` (the message names the default overload), or is registered already.
@@ -153,8 +155,13 @@ def rule(*ops: torch._ops.OpOverload, literals: Literals | None = None) -> Calla
             raise RuleError(f"{op} is a packet of overloads", remedy=f"register one of them, for example {op}.default")
         if not isinstance(op, torch._ops.OpOverload):
             raise RuleError(f"a rule's key must be an OpOverload, not {type(op).__name__}")
-        if op in REGISTRY:
-            raise RuleError(f"a rule for {op} is registered already")
+        if op in REGISTRY and not replace:
+            by = REGISTRY[op].build.__module__
+            raise RuleError(
+                f"a rule for {op} is registered already",
+                at=by,
+                remedy="say replace=True if yours is to be used instead",
+            )
 
     def register(build: Build) -> Build:
         for op in ops:
@@ -168,13 +175,21 @@ def lookup(node: fx.Node) -> DimRule | None:
     """The rule of a call, or None where its operator has none (or declines this call).
 
     Raises:
-        RuleError: the rule does not fit the call (a defect of the rule).
+        RuleError: the rule fails, or does not fit the call (a defect of the rule).
     """
     entry = REGISTRY.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
     if entry is None:
         return None
     call = Call(node)
-    found = entry.build(call)
+    try:
+        found = entry.build(call)
+    except FxslimError:
+        raise
+    except Exception as error:  # rules come from elsewhere too, and raise anything
+        raise RuleError(
+            f"the rule of {entry.op} failed: {type(error).__name__}: {error}", at=where(node),
+            remedy=f"mend it, or return None for calls that it does not know (in {entry.build.__module__})",
+        ) from error  # fmt: skip
     if found is not None:
         _check_fit(found, call)
     return found

@@ -153,7 +153,7 @@ RECIPES = [
     _recipe("not a number", "recipe.yaml:3", "keep: .nan"),
     _recipe("an unknown currency", "'params', 'macs' or 'latency' is wanted", "keep: 0.8", "of: bytes"),
     _recipe("an unknown quantisation", "'dynamic' or 'static' is wanted", "keep: 0.8", "quantize: int4"),
-    _recipe("an unknown importance", "is wanted", "keep: 0.8", "importance: best"),
+    _recipe("an unknown importance", "choose one of magnitude", "keep: 0.8", "importance: best"),
     _recipe("an unknown method", "there is no method 'fast'", "keep: 0.8", "method: fast"),
     _recipe("a dash for an underscore", "did you mean 'round_to'?", "keep: 0.8", "round-to: 8"),
     _recipe("an unknown key", "there is no 'colour'; choose among", "keep: 0.8", "colour: red"),

@@ -18,7 +18,8 @@ FULL = SlimOptions(
     schedule="linear", slope=0.5, calibration=("a.txt=0.7", "b.txt=0.3"), evaluation="c.txt", restore="bias",
     groups=("neurons", "heads*"), keep_fixed=("*.head",), uncounted=("embed*",), inexact=True, round_to=8, samples=32,
     window=64, text_field="body", seed=3, opset=21, provider="cpu", threads=2, latency_seconds=2.5,
-    sizes="batch=1,sequence=64", split_fused=True, task="text-generation", loader_compatible=True, dtype="float32",
+    sizes="batch=1,sequence=64", split_fused=True, prepare=("fold-norms",),
+    task="text-generation", loader_compatible=True, dtype="float32",
     onnx_dtype="float16", quantize="dynamic", max_quality_loss=0.02, min_speedup=1.2, max_bytes=30_000_000,
     max_parity_error=1e-4, trust_pt2=True, trust_remote_code=True,
 )  # fmt: skip

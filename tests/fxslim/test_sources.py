@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -21,6 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+import fxslim
 from fxslim.graph.errors import InputError
 from fxslim.sources import BUNDLED, Source, load_model, refuse_bad_weights
 
@@ -58,6 +60,11 @@ def test_a_bundled_model_comes_with_its_data(name: str) -> None:
     assert (source.directory / "model.safetensors").stat().st_size <= 4_000_000
     assert not source.module.training
     assert all(p.dtype == torch.float32 for p in source.module.parameters())
+
+
+def test_the_tokenizer_of_the_bundled_language_model_returns_what_the_model_takes() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(Path(fxslim.__file__).parent / "models" / "opt-python")
+    assert set(tokenizer("def f():")) == {"input_ids", "attention_mask"}
 
 
 def test_an_unknown_bundled_model_is_refused_with_the_choice() -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxslim.graph.axes.notation import DimRule
+from fxslim.graph.axes.registry import REGISTRY, Entry
 from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
@@ -154,3 +156,23 @@ def test_what_is_saved_again_is_the_same(tmp_path: Path) -> None:
     second = save(load(first), tmp_path / "second")
     for file in first.iterdir():
         assert (second / file.name).read_bytes() == file.read_bytes()
+
+
+def test_operators_of_others_with_a_rule_are_saved_and_loaded_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = torch.library.Library("fxslim_test", "FRAGMENT")
+    library.define("thrice(Tensor x) -> Tensor")
+    library.impl("thrice", lambda x: x * 3, "CompositeExplicitAutograd")
+    op = torch.ops.fxslim_test.thrice.default
+
+    class Custom(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return op(x)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(REGISTRY, op, Entry(op, lambda call: DimRule.parse("a -> a")))
+        saved, x = save(capture(Custom(), (torch.randn(3),)), tmp_path / "saved"), torch.randn(3)
+        assert torch.equal(Evaluator(load(saved)).run([x])[0], 3 * x)
+    with pytest.raises(InputError, match=r"(?s)'fxslim_test.thrice.default' is not allowed.*that of a plug-in"):
+        load(saved)  # an operator that happens to be there is not enough: its author has to have said so

@@ -12,6 +12,7 @@ from fxslim.pipeline import SlimOptions, slim
 from tests.fxslim import reports
 from tests.fxslim.factories import CLASSIFIER, write_data
 from tests.fxslim.page.pages import Page
+from tests.fxslim.reports import HOSTILE
 
 LARGEST = 1_500_000  # bytes of a page, whatever the model: what a mail takes and a phone shows
 USUAL = 300_000  # of a model with a few dozen layers

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from fxslim.graph.axes.notation import Concat, DimRule, Dims, Pattern, Product, Symmetry, letters_of
-from tests.graph.axes.oracle import BadRule, Sample, letter_sizes
+from fxslim.graph.axes.oracle import BadRule, Sample, letter_sizes
 from tests.graph.axes.samples_pointwise import real
 
 aten = torch.ops.aten

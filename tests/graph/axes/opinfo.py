@@ -22,10 +22,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxslim.graph.axes import rules as _rules  # noqa: F401  (fills the registry)
+from fxslim.graph.axes.oracle import Sample
 from fxslim.graph.axes.registry import REGISTRY
 from fxslim.graph.normalize import normalize
 from fxslim.graph.program import Program
-from tests.graph.axes.oracle import Sample
 
 __all__ = ["ABSENT", "Harvest", "harvest"]
 

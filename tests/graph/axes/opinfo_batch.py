@@ -15,9 +15,9 @@ from torch import Tensor
 from fxslim.graph.axes.analysis import Axes, CallAxes
 from fxslim.graph.axes.batching import batch_axes
 from fxslim.graph.axes.notation import DimRule, Kind, letters_of
+from fxslim.graph.axes.oracle import BadRule, Sample, _expr, _Trial
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis, Expr, Terms
-from tests.graph.axes.oracle import BadRule, Sample, _expr, _Trial
 
 __all__ = ["batch_violations"]
 

@@ -11,9 +11,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from fxslim.graph.axes.notation import DimRule, Kind, letters_of
+from fxslim.graph.axes.oracle import BadRule, Sample, check, letter_sizes
 from fxslim.graph.errors import RuleError
 from tests.graph.axes.opinfo_batch import batch_violations
-from tests.graph.axes.oracle import BadRule, Sample, check, letter_sizes
 
 __all__ = ["Finding", "Verdict", "judge"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fxslim.graph.axes.oracle import Sample
 from tests.graph.axes import (
     samples_index,
     samples_linear,
@@ -13,7 +14,6 @@ from tests.graph.axes import (
     samples_shape,
     samples_special,
 )
-from tests.graph.axes.oracle import Sample
 
 __all__ = ["SAMPLES", "canonical"]
 

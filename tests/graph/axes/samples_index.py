@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.graph.axes.oracle import Sample
+from fxslim.graph.axes.oracle import Sample
 from tests.graph.axes.samples_pointwise import boolean, integer, op, positive, real
 
 aten = torch.ops.aten

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tests.graph.axes.oracle import Sample
+from fxslim.graph.axes.oracle import Sample
 from tests.graph.axes.samples_pointwise import boolean, integer, positive, real
 
 aten = torch.ops.aten

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tests.graph.axes.oracle import Sample
+from fxslim.graph.axes.oracle import Sample
 from tests.graph.axes.samples_pointwise import boolean, integer, op, positive, real
 from tests.graph.axes.samples_special import Parts
 

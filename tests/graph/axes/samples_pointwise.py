@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.graph.axes.oracle import Sample
+from fxslim.graph.axes.oracle import Sample
 
 aten = torch.ops.aten
 

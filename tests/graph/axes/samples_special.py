@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.graph.axes.oracle import Sample
+from fxslim.graph.axes.oracle import Sample
 from tests.graph.axes.samples_pointwise import boolean, integer, op, positive, probability, real, unit
 
 aten = torch.ops.aten

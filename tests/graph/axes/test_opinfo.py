@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fxslim.graph.axes.notation import DimRule
+from fxslim.graph.axes.oracle import Sample
 from fxslim.graph.axes.registry import REGISTRY
 from tests.graph.axes.opinfo import ABSENT, Harvest, harvest
 from tests.graph.axes.opinfo_batch import batch_violations
 from tests.graph.axes.opinfo_cautions import CAUTIONS, REFUSALS
 from tests.graph.axes.opinfo_check import Verdict, judge
-from tests.graph.axes.oracle import Sample
 
 aten = torch.ops.aten
 needs_database = pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fxslim.graph.axes.oracle import Sample, check, first_violation
 from fxslim.graph.axes.registry import REGISTRY
 from tests.graph.axes.mutants import HAND_MADE, meaning, mutations
-from tests.graph.axes.oracle import Sample, check, first_violation
 from tests.graph.axes.samples import SAMPLES
 
 aten = torch.ops.aten

@@ -7,9 +7,9 @@ import torch
 from torch import fx
 
 from fxslim.graph.axes.notation import DimRule
+from fxslim.graph.axes.oracle import Sample
 from fxslim.graph.axes.registry import REGISTRY, Entry, NewSizes, lookup, rule
 from fxslim.graph.errors import RuleError
-from tests.graph.axes.oracle import Sample
 from tests.graph.axes.samples_pointwise import real
 
 aten = torch.ops.aten

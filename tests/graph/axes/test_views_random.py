@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxslim.graph.axes.oracle import Sample, check
 from fxslim.graph.axes.select import coordinates
 from fxslim.graph.axes.terms import Reason, Terms
-from tests.graph.axes.oracle import Sample, check
 
 aten = torch.ops.aten
 TOTALS = (24, 36, 48, 60)

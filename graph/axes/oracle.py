@@ -26,6 +26,8 @@ from fxslim.graph.axes.registry import REGISTRY, Call, NewSizes, lookup
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.axes.terms import Axis, Expr, concatenate
 
+__all__ = ["BadRule", "Sample", "check", "first_violation", "letter_sizes", "transform"]
+
 RTOL, ATOL = 1e-9, 1e-11  # float64, sums of a few dozen terms
 
 
@@ -116,7 +118,8 @@ class _Trial:
         self.operands = sample.operands
         self.results = sample.run(self.operands)
         self.sizes = letter_sizes(rule, [t.shape for t in self.operands], [t.shape for t in self.results])
-        self.axes = {x: (Axis(i, n),) if n != 1 else () for i, (x, n) in enumerate(self.sizes.items())}
+        self.own = {x: Axis(i, n) for i, (x, n) in enumerate(self.sizes.items()) if n != 1}
+        self.axes: dict[str, Expr] = {x: (self.own[x],) if x in self.own else () for x in self.sizes}
 
     def violations(self) -> Iterator[str]:
         """The claims that do not hold, lazily."""
@@ -151,12 +154,12 @@ class _Trial:
 
     def _try(self, keeps: Mapping[str, list[int]]) -> str:
         """equal / different / illegal."""
-        kept = {}
+        kept: dict[Axis, Kept] = {}
         for letter, keep in keeps.items():
             mask = torch.zeros(self.sizes[letter], dtype=torch.bool)
             mask[keep] = True
-            kept[self.axes[letter][0]] = Kept((), mask)
-        selection = Selection(kept)  # type: ignore[arg-type]
+            kept[self.own[letter]] = Kept((), mask)
+        selection = Selection(kept)
         in_result = all(self.rule.kind(x) is not Kind.RECURRENT and any(x in letters_of(d) for d in self.rule.results)
                         for x in keeps)  # fmt: skip
         try:
@@ -184,7 +187,7 @@ class _Trial:
 
     def _zeroed(self, tensor: Tensor, dims: tuple[Pattern, ...], selection: Selection) -> Tensor:
         mask = selection.mask(self._exprs(dims))
-        fed_back = [x for x in self.rule.recurrent if self.axes[x] and self.axes[x][0] in selection.kept]
+        fed_back = [x for x in self.rule.recurrent if self.own.get(x) in selection.kept]
         if fed_back and not any(sum(x in letters_of((p,)) for p in dims) > 1 for x in fed_back):
             return tensor
         return tensor if mask is None else torch.where(mask, tensor, torch.zeros_like(tensor))
@@ -323,7 +326,7 @@ def _transform_dim(
     if isinstance(pattern, str):
         return act(tensor, dim)
     if isinstance(pattern, Concat):
-        pieces = tensor.split([_size(p, sizes) for p in pattern.parts], dim)
+        pieces = torch.split(tensor, [_size(p, sizes) for p in pattern.parts], dim)
         done = [_transform_dim(t, dim, p, letter, act, sizes) if letter in letters_of((p,)) else t
                 for t, p in zip(pieces, pattern.parts, strict=True)]  # fmt: skip
         return torch.cat(done, dim)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import socket
 from typing import Any, NoReturn
@@ -11,28 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.translations import share_translations
+
 torch.set_num_threads(1)  # reproducible sums, and room for parallel test processes
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_table_of_translations() -> None:
-    """The exporter reads its table of translations to ONNX anew for every file, a second each time; here once for each
-    opset, with a copy for every export. Where this version has no such table, each export makes its own as ever."""
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:
-        return
-    read, known = ONNXRegistry.from_torchlib.__func__, {}
-
-    def from_torchlib(cls: type[ONNXRegistry], *args: Any, **kwargs: Any) -> ONNXRegistry:
-        key = (args, tuple(sorted(kwargs.items())))
-        if key not in known:
-            known[key] = read(cls, *args, **kwargs)
-        found = copy.copy(known[key])
-        found.functions = {target: list(entries) for target, entries in known[key].functions.items()}
-        return found
-
-    ONNXRegistry.from_torchlib = classmethod(from_torchlib)
+    """For all exports of a process."""
+    share_translations()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fxslim.export import export_onnx
+from fxslim.opening import open_model
 from fxslim.outputs import verify_manifest
 from fxslim.pipeline import slim
 from fxslim.recipe import Recipe
@@ -20,6 +23,7 @@ from fxslim.run_steps import Unwatched
 from fxslim.slim_options import SlimOptions
 from fxslim.targets import run_recipe
 from tests.fxslim.factories import CLASSIFIER, write_data
+from tests.translations import share_translations
 
 __all__ = ["OLD", "SCENARIOS", "Finding", "Point", "count_points", "options_of", "prepare", "try_point"]
 
@@ -80,7 +84,11 @@ def options_of(data: Path, keep: float) -> SlimOptions:
 
 
 def prepare(folder: Path) -> Path:
-    """The data of all runs."""
+    """The data of all runs. What children of this process would each load anew is loaded before they are forked."""
+    share_translations()
+    program = open_model(CLASSIFIER).program
+    export_onnx(program, folder / "warm.onnx")
+    (folder / "warm.onnx").unlink()
     return write_data(folder / "data.npz")
 
 
@@ -126,11 +134,15 @@ def _results(folder: Path, scenario: str) -> list[Path]:
 
 
 def _before(folder: Path, data: Path, scenario: str) -> None:
-    """An earlier result, where there is one."""
+    """An earlier result, where there is one: made once, and copied."""
     folder.mkdir(parents=True)
-    if scenario == "overwrite":
-        made = _forked(lambda killer: slim(options_of(data, OLD), folder / "out", watcher=killer), folder, None)
+    if scenario != "overwrite":
+        return
+    earlier = data.with_name("earlier")
+    if not earlier.exists():
+        made = _forked(lambda killer: slim(options_of(data, OLD), earlier, watcher=killer), earlier, None)
         assert made is not None
+    shutil.copytree(earlier, folder / "out")
 
 
 def _run(folder: Path, data: Path, scenario: str, killer: _Killer, *, again: bool = False) -> None:

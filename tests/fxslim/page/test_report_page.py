@@ -210,3 +210,18 @@ def test_figures_take_the_colours_of_the_page() -> None:
     assert "var(--accent)" in source and not re.search(r"#0101", source)
     drawn = "".join(re.findall(r'<svg[^>]*class="figure".*?</svg>', source, re.S))
     assert not re.findall(r"(?:fill|stroke): ?#(?!fff)[0-9a-f]{6}", drawn), "a colour for one scheme alone"
+
+
+def test_names_in_any_script_are_drawn() -> None:
+    report = reports.report()
+    report["parity"]["shapes"][0]["sizes"] = {"批": 2, "🙂": 3}
+    report["proof"]["outputs"][0]["name"] = "выход 出力"
+    text = parsed(report).text
+    assert "批 2, 🙂 3" in text and "выход 出力" in text
+
+
+def test_a_ratio_that_the_control_reaches_is_within_noise() -> None:
+    report = reports.report()
+    report["latency"].update(faster=False, ratio={"value": 1.1, "low": 0.95, "high": 1.2})
+    text = parsed(report).text
+    assert "1.10× as fast, within noise" in text and "SLOWER" not in text

@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -46,7 +47,9 @@ def figure(draw: Callable[[Axes], None], title: str, about: str, *, width: int =
     from matplotlib.figure import Figure
 
     salt = hashlib.sha256(f"{title}\n{about}".encode()).hexdigest()[:8]
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        # The layout measures text in matplotlib's own font; the page shows it in the reader's, which has more letters.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         made = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(made)
         axes = made.add_subplot()

@@ -12,7 +12,7 @@ from fxslim.page.sizes import module_of
 
 __all__ = ["COLOURS", "Lane", "Map", "Mark", "Row", "Segment", "colour_of", "module_map", "tree_rows"]
 
-ROWS, SEGMENT = 400, 110  # rows of the whole map, and of a part that is not folded
+ROWS, SEGMENT, CHUNK = 400, 110, 50  # rows of the whole map, of one that is not folded, and of its parts else
 CUT_LANES, WHOLE_LANES = 9, 3  # next to each other
 STEP = 13  # px between lanes
 
@@ -225,21 +225,24 @@ def _mark(lane: Lane, path: tuple[str, ...], number: int) -> Mark:
 
 
 def _segments(rows: Sequence[Row]) -> Iterator[Segment]:
-    """One segment of a small model; else one for each block, the modules between blocks by themselves."""
+    """One segment of a small model; else several, each of whole blocks."""
     if len(rows) <= SEGMENT:
         yield Segment("All modules", tuple(rows))
         return
     current: list[Row] = []
-    title = ""
     for row in rows:
-        block = _block(row.path)
-        if current and block != title:
-            yield Segment(title or "Between blocks", tuple(current))
+        if len(current) >= CHUNK and _block(row.path) != _block(current[-1].path):
+            yield Segment(_title(current), tuple(current))
             current = []
-        title = block
         current.append(row)
-    if current:
-        yield Segment(title or "Between blocks", tuple(current))
+    yield Segment(_title(current), tuple(current))
+
+
+def _title(rows: Sequence[Row]) -> str:
+    blocks = list(dict.fromkeys(block for row in rows if (block := _block(row.path))))
+    if not blocks:
+        return f"{rows[0].path} to {rows[-1].path}"
+    return blocks[0] if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
 
 
 def _block(path: str) -> str:

@@ -73,7 +73,7 @@ def _faster(latency: dict[str, Any]) -> Tile:
     elif slower:
         value, unit, state = f"{1 / ratio['value']:.2f}×", "SLOWER", "bad"
     else:
-        value, unit, state = factor, "as fast: not faster beyond noise", "plain"
+        value, unit, state = factor, "as fast, within noise", "plain"
     return Tile(
         "Speed", value, unit,
         (

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fxslim.page.modules import CUT_LANES, SEGMENT, module_map, tree_rows
+from fxslim.page.modules import CHUNK, CUT_LANES, SEGMENT, module_map, tree_rows
 from fxslim.page.sizes import ROWS, module_bars
 from tests.fxslim import reports
 
@@ -51,7 +51,8 @@ def test_lanes_that_overlap_stand_apart_and_those_without_room_are_counted() -> 
 def test_large_models_are_folded_by_block() -> None:
     found = module_map(reports.report(layers=SEGMENT))
     assert found.folded
-    assert {s.title for s in found.segments} >= {"layers.0", "layers.7"}
+    assert [s.title for s in found.segments][:2] == ["layers.0 to layers.16", "layers.17 to layers.33"]
+    assert all(CHUNK <= len(s.rows) < 2 * CHUNK for s in found.segments[:-1])
     assert sum(len(s.rows) for s in found.segments) + found.left_out == 1 + 3 * SEGMENT
 
 

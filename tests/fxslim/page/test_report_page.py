@@ -220,3 +220,18 @@ def test_gates_are_shown_with_what_became_of_them() -> None:
     assert '<b class="bad">FAILED</b>' in page and '<b class="good">passed</b> fine' in page
     assert "<script>" not in page
     assert "<h2>Gates</h2>" not in render_page(report)
+
+
+def test_names_in_any_script_are_drawn() -> None:
+    report = reports.report()
+    report["parity"]["shapes"][0]["sizes"] = {"批": 2, "🙂": 3}
+    report["proof"]["outputs"][0]["name"] = "выход 出力"
+    text = parsed(report).text
+    assert "批 2, 🙂 3" in text and "выход 出力" in text
+
+
+def test_a_ratio_that_the_control_reaches_is_within_noise() -> None:
+    report = reports.report()
+    report["latency"].update(faster=False, ratio={"value": 1.1, "low": 0.95, "high": 1.2})
+    text = parsed(report).text
+    assert "1.10× as fast, within noise" in text and "SLOWER" not in text

@@ -60,7 +60,14 @@ def test_a_real_report_is_what_the_schema_says(real: dict[str, Any]) -> None:
 
 
 def test_a_report_that_is_made_for_tests_is_as_real_ones(real: dict[str, Any]) -> None:
-    made = {**reports.report(), "variants": [reports.variant()], "recipe": "keep: 0.5", "resumed": [], "gates": []}
+    made = {
+        **reports.report(),
+        "variants": [reports.variant()],
+        "recipe": "keep: 0.5",
+        "resumed": [],
+        "gates": [],
+        "plugins": [],
+    }
     for report in (made, reports.failed()):
         assert problems(report) == [] and list(undescribed(report, schema())) == []
     assert real.keys() <= made.keys()

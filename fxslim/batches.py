@@ -52,8 +52,8 @@ class Batches:
         return len(self.inputs)
 
     def digest(self) -> str:
-        """A hash of the values of the inputs."""
-        return digest(self.inputs)
+        """A hash of the values of the inputs and the labels."""
+        return digest((*self.inputs, self.labels or ()))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load
 from fxslim.opening import SLIM, open_model
+from fxslim.sources import is_factory
 from fxslim.timing import sized_inputs
 
 __all__ = ["Case", "bench", "default_cases"]
@@ -78,6 +79,11 @@ def bench(
     slim = load(result / SLIM)
     model = report["model"]
     name = original or model.get("asked", model["name"])
+    if original is None and is_factory(name):
+        raise InputError(
+            f"the report says that the original is made by {name!r}: that is code, and a report is no reason to run it",
+            at=str(result / "report.json"), remedy=f"--original {name}, if you trust it",
+        )  # fmt: skip
     source = open_model(
         name, task=model.get("form"), dtype=model.get("dtype"), trust_pt2=trust_pt2, trust_remote_code=trust_remote_code
     )

@@ -319,8 +319,9 @@ def _interrupted(options: Mapping[str, Any]) -> str:
     out = options.get("out")
     if out is not None:
         from fxslim.pipeline import work_folder  # heavy, and needed on this way out alone
+        from fxslim.targets import WORK
 
-        if (kept := work_folder(out)).is_dir():
+        if kept := next((f for f in (work_folder(out), Path(out).expanduser() / WORK) if f.is_dir()), None):
             return f"interrupted; run the same command again to go on: what was found so far is in {kept}"
     return "interrupted; nothing was left behind"
 

@@ -93,13 +93,16 @@ def check(
             shown.step("check")
             file = onnx if onnx is not None else Path(model) / "model.onnx"
             found = check_onnx(program, file, original=before, provider=provider, threads=threads, seed=seed)
-    ok = found is not None and found.ok
+    failed = [] if onnx is not None or problems else _failures(Path(model))
+    ok = found is not None and found.ok and not failed
     drifted = [] if onnx is not None or problems else _drift(Path(model))
     if json:
         parity = None if found is None else found.to_dict()
-        c.print_json({"format": 1, "ok": ok, "manifest": problems, "drift": drifted, "parity": parity})
+        c.print_json({"format": 1, "ok": ok, "manifest": problems, "run": failed, "drift": drifted, "parity": parity})
     else:
         _print_check(problems, found)
+        for line in failed:
+            typer.echo(f"FAILED when it was made: {line}")
         for line in drifted:
             typer.echo(f"note: {line}")
     if not ok:
@@ -117,6 +120,16 @@ def _manifest(result: Path) -> list[str]:
             remedy="name the ONNX file as second argument: fxslim check MODEL model.onnx",
         )
     return verify_manifest(result)
+
+
+def _failures(result: Path) -> list[str]:
+    """Why the run called its result FAILED: that the files are whole does not mend it."""
+    from fxslim.report_file import read_report
+
+    report = read_report(result)
+    if report["verdict"] == "ok":
+        return []
+    return [str(failure) for failure in report["failures"]] or ["its report gives no reason"]
 
 
 def _drift(result: Path) -> list[str]:

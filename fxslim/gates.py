@@ -85,7 +85,7 @@ def _gates(options: SlimOptions, found: Measured) -> Iterator[Gate]:
 def _quality(name: str, limit: float, scores: tuple[Score, Score] | None, variant: Variant | None) -> Gate:
     after = None if scores is None else scores[1] if variant is None else variant.score
     loss = None if scores is None or after is None else quality_loss(scores[0], after)
-    if loss is None or scores is None or after is None:
+    if loss is None or (scores is not None and not scores[0].value) or scores is None or after is None:
         return _unmeasured("max_quality_loss", name, limit)
     how = "worse" if loss > 0 else "better"
     change = f"{scores[0].name} {scores[0].value:.5g} -> {after.value:.5g}, {abs(loss):.2%} {how}"
@@ -93,13 +93,17 @@ def _quality(name: str, limit: float, scores: tuple[Score, Score] | None, varian
 
 
 def _speed(name: str, limit: float, latency: LatencyReport, variant: Variant | None) -> Gate:
-    low = latency.ratio.low
+    low, noise = latency.ratio.low, latency.control.high
     if variant is not None:  # original / slim * slim / this
         if variant.latency is None:
             return _unmeasured("min_speedup", name, limit)
         low *= variant.latency.ratio.low
-    text = f"{name}: surely {low:.2f} times as fast as the original; {limit:.2f} is wanted"
-    return Gate("min_speedup", name, limit, low, low >= limit, text)
+        noise *= variant.latency.control.high
+    sure = low > noise or limit < 1  # a model that may be slower need not be told from noise
+    text = f"{name}: at least {low:.2f} times as fast as the original; {limit:.2f} is wanted"
+    if not sure:
+        text += f", and the original differs from itself by up to {noise:.2f}"
+    return Gate("min_speedup", name, limit, low, low >= limit and sure, text)
 
 
 def _bytes(name: str, limit: int, file: OnnxFile | None) -> Gate:

@@ -5,26 +5,41 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import secrets
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fxslim import plugins
 from fxslim.data import Batches
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.recipe import Pinned
 from fxslim.versions import versions
 
-__all__ = ["code_digest", "drift", "key_of", "model_digest", "pins_of", "refuse_other_data", "refuse_other_model"]
+__all__ = [
+    "code_digest",
+    "drift",
+    "files_digest",
+    "key_of",
+    "model_digest",
+    "pins_of",
+    "refuse_other_data",
+    "refuse_other_model",
+]
 
 _LEFT_OUT = ("machine",)
 
 
 def model_digest(program: Program) -> str:
-    """The SHA-256 of a program's structure and of the values of its weights."""
-    digest = hashlib.sha256(program.fingerprint().encode())
+    """The SHA-256 of a program's structure, its interface (names, example sizes, what is dynamic) and the values of its
+    weights."""
+    inputs = [(tuple(x.shape), str(x.dtype)) for x in program.example_inputs]
+    names = program.input_names, program.output_names, program.outside_names
+    digest = hashlib.sha256(f"{program.fingerprint()}|{inputs}|{names}|{program.dynamic}|{program.caches}\n".encode())
     for name in sorted(program.info):
         value = program.weights[name].detach().cpu().contiguous()
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}\n".encode())
@@ -51,9 +66,24 @@ def _code() -> Iterator[Path]:
 
 
 def key_of(**facts: Any) -> str:
-    """A name for what depends on these JSON values, this code and its libraries."""
-    text = json.dumps({**facts, "code": code_digest(), "versions": versions()}, sort_keys=True, default=str)
+    """A name for what depends on these JSON values, this code, its libraries and what plug-ins have registered."""
+    made_by = {"code": code_digest(), "versions": versions(), "plugins": plugins.facts(), "modules": _plugin_code()}
+    text = json.dumps({**facts, **made_by}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _plugin_code() -> dict[str, str]:
+    """A hash of each module that registered something; of one without a file (a notebook) no two are alike."""
+    found = {}
+    for name in {plugin.module for plugin in plugins.active()}:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else secrets.token_hex(8)
+    return found
+
+
+def files_digest(files: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 of each file by its name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def pins_of(program: Program, calibration: Batches | None, evaluation: Batches | None) -> Pinned:

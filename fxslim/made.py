@@ -15,15 +15,18 @@ from torch import Tensor
 
 from fxslim.api import Applied, apply_plan, compress, for_plan
 from fxslim.calibration import restoration_facts
+from fxslim.export import resolve_provider
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import FxslimError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
 from fxslim.identity import key_of
 from fxslim.latency_plans import Attempt, LatencyPlans, refuse_untimed
+from fxslim.operator_times import machine_of
 from fxslim.outputs import write_json_atomic, write_text_atomic
 from fxslim.passes.methods import settings
 from fxslim.passes.plan import Plan
+from fxslim.passes.statistics import digest
 from fxslim.run_steps import Run
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
@@ -41,7 +44,7 @@ _SERVING = (
 )  # fmt: skip
 """Options that no plan depends on; model and data are known by their hashes."""
 
-_TIMED = ("opset", "provider", "threads", "sizes")  # on which a plan by latency does depend
+_TIMED = ("opset", "threads", "sizes")  # on which a plan by latency does depend
 _PLAN, _FACTS, _SLIM, _PREPARED, _CURVES = "plan.json", "facts.json", "slim", "prepared", "curves.safetensors"
 
 
@@ -102,7 +105,14 @@ def plan_key(options: SlimOptions, subject: Subject) -> str:
     if options.plan is not None:
         said["plan"] = Path(options.plan).expanduser().read_text(encoding="utf-8")
     data = None if subject.calibration is None else subject.calibration.digest()
-    return "plan-" + key_of(options=said, model=subject.pinned.model, data=data)
+    timed = _timing(options, subject) if options.of == "latency" else None
+    return "plan-" + key_of(options=said, model=subject.pinned.model, task=subject.source.task, data=data, timed=timed)
+
+
+def _timing(options: SlimOptions, subject: Subject) -> list[Any]:
+    """What a measured time depends on besides the model: the machine, the provider, and the inputs."""
+    provider = resolve_provider(options.provider)
+    return [provider, machine_of(provider), digest([subject.timed(options, subject.original)["original"]])]
 
 
 def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages: Stages, run: Run) -> Made:
@@ -156,7 +166,7 @@ def _keep(stages: Stages, key: str, made: Made, given: Analysis) -> None:
         write_text_atomic(folder / _PLAN, made.plan.to_json())
         paced = None if made.paced is None else asdict(made.paced)
         write_json_atomic(folder / _FACTS, {"restoration": made.restoration, "paced": paced})
-        save_file({name: losses.contiguous() for name, losses in made.curves.items()}, folder / _CURVES)
+        save_file({name: losses.contiguous().clone() for name, losses in made.curves.items()}, folder / _CURVES)
         save(made.program, folder / _SLIM)
         if made.analysis.program is not given.program:
             save(made.analysis.program, folder / _PREPARED)

@@ -29,7 +29,7 @@ class OperatorTimes:
 
     def __init__(self, provider: str, threads: int, folder: Path | None = None) -> None:
         self.facts = {
-            "format": _FORMAT, "machine": _machine(provider), "provider": provider, "threads": threads,
+            "format": _FORMAT, "machine": machine_of(provider), "provider": provider, "threads": threads,
             "runtime": _runtime(),
         }  # fmt: skip
         name = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -54,7 +54,7 @@ class OperatorTimes:
             write_json_atomic(self.path, {"facts": self.facts, "times": times, "multiples": multiples})
 
 
-def _machine(provider: str) -> str:
+def machine_of(provider: str) -> str:
     """The processor, and the graphics card where that is what is measured."""
     names = [platform.machine(), platform.processor()]
     with suppress(OSError):

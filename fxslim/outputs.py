@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -10,6 +11,8 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -21,6 +24,7 @@ from fxslim.graph.errors import InputError
 __all__ = [
     "MANIFEST",
     "OutputDirectory",
+    "release",
     "replace_whole",
     "verify_manifest",
     "write_json_atomic",
@@ -32,6 +36,7 @@ MANIFEST = "manifest.json"
 """Name of the file that lists all others of a result, with their hashes."""
 
 _FORMAT = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _CHUNK = 1 << 20
 
 
@@ -41,19 +46,23 @@ class OutputDirectory:
     The files are written beside `path` under a temporary name. When the block ends well, the manifest is written last
     and the directory moves into place; when it raises, or is interrupted, nothing of it stays and what was at `path` is
     as before. With `overwrite`, an earlier result at `path` is kept until the new one is whole. `facts` go into the
-    manifest. One process at a time writes to `path`; what a killed one left is removed by the next.
+    manifest, and `after` is called once the result is in its place. One process at a time writes to `path`; what a
+    killed one left is removed by the next.
 
     Raises:
         InputError: `path` is not empty (or, with `overwrite`, is no earlier result), cannot be written to, or another
             process is writing it.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False, facts: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, overwrite: bool = False, facts: dict[str, Any] | None = None,
+        after: Callable[[], object] | None = None,
+    ) -> None:  # fmt: skip
         self.path = Path(path).expanduser()
         if self.path.name in ("", ".."):
             raise InputError("this cannot be the name of a result", at=str(self.path), remedy="name a new directory")
         self.overwrite = overwrite
-        self.facts = dict(facts or {})
+        self.facts, self.after = dict(facts or {}), after
         self._temporary = self.path
         self._previous = self.path.with_name(f".{self.path.name}.previous")
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
@@ -80,7 +89,7 @@ class OutputDirectory:
             self._refuse_occupied()
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            self._release()
+            release(self._lock)
             raise
         self._temporary = temporary
         return temporary
@@ -93,13 +102,22 @@ class OutputDirectory:
             if kind is None:
                 write_manifest(self._temporary, self.facts)
                 self._move_into_place()
+                if self.after is not None:
+                    self.after()
+            elif isinstance(error, OSError) and self._is_own(error):
+                raise error  # to be told as what it is
         except OSError as problem:  # a disk that is full, say
             raise InputError(
                 f"the result cannot be written: {problem.strerror or problem}", at=str(self.path)
             ) from problem
         finally:  # after the move there is nothing left under the temporary name
             shutil.rmtree(self._temporary, ignore_errors=True)
-            self._release()
+            release(self._lock)
+
+    def _is_own(self, error: OSError) -> bool:
+        """Whether an error that the block raised is about the files that it writes."""
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return error.errno in _FULL or any(str(self._temporary) in name for name in named)
 
     def _acquire(self) -> None:
         try:
@@ -108,11 +126,6 @@ class OutputDirectory:
             raise InputError(
                 "another run is writing to this directory", at=str(self.path), remedy="wait for it, or choose another"
             ) from None
-
-    def _release(self) -> None:
-        if self._lock.is_locked:
-            Path(self._lock.lock_file).unlink(missing_ok=True)  # before it is free: no one else can hold it now
-            self._lock.release()
 
     def _recover(self, own: Path) -> None:
         """Removes what a killed run left, and finishes what one between the two renames of `replace_whole` began."""
@@ -147,6 +160,20 @@ class OutputDirectory:
         # Asked again: something may have been put here since the block began.
         self._refuse_occupied()
         replace_whole(self._temporary, self.path, self._previous)
+
+
+def release(lock: FileLock) -> None:
+    """Frees a lock, if it is held, and removes its file."""
+    if not lock.is_locked:
+        return
+    file = Path(lock.lock_file)
+    if os.name == "nt":  # an open file cannot be removed there
+        lock.release()
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+    else:
+        file.unlink(missing_ok=True)  # before it is free: no one else can hold it now
+        lock.release()
 
 
 def replace_whole(new: Path, path: Path, previous: Path | None = None) -> None:
@@ -280,7 +307,9 @@ def _sha256(file: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Asks the system to put the file or directory on the disk before its name changes."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a directory; its renames are journaled
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

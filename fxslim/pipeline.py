@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +47,13 @@ def slim(
     refuse_early(options)
     run, stages = Run(watcher or Unwatched()), Stages(work_folder(out))
     facts = {"command": options.command(Path(out))}
-    with OutputDirectory(out, overwrite=overwrite, facts=facts) as directory:
+    with OutputDirectory(out, overwrite=overwrite, facts=facts, after=stages.close) as directory:
         try:
-            with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
-                subject = open_subject(options, Path(scratch), run, pinned)
-                report = slim_subject(subject, options, directory, facts["command"], stages, run)
+            with stages.scratch() as scratch:
+                subject = open_subject(options, scratch, run, pinned)
+                return slim_subject(subject, options, directory, facts["command"], stages, run)
         finally:
             stages.tidy()
-    stages.close()
-    return report
 
 
 def work_folder(out: str | Path) -> Path:
@@ -186,15 +183,25 @@ def _notes(subject: Subject) -> tuple[str, ...]:
     return (*subject.source.notes, *(f"the recipe was {line}" for line in drift(subject.wanted.versions)))
 
 
+def _write_page(directory: Path, report: dict[str, Any]) -> None:
+    """The page for people. What cannot be drawn is noted, and does not cost the result."""
+    try:
+        page = render_page(report)
+    except Exception as error:  # templates and a plotting library raise anything
+        report["notes"].append(f"report.html could not be drawn: {type(error).__name__}: {error}"[:300])
+    else:
+        write_text_atomic(directory / "report.html", page)
+
+
 def _write(
     directory: Path, subject: Subject, options: SlimOptions, found: Findings, report: dict[str, Any]
 ) -> None:  # fmt: skip
     save(found.made.program, directory / SLIM)
     write_text_atomic(directory / "plan.json", found.plan.to_json())
     write_text_atomic(directory / "recipe.yaml", report["recipe"])
+    _write_page(directory, report)
     write_json_atomic(directory / "report.json", report)
     write_text_atomic(directory / "report.md", render(report))
-    write_text_atomic(directory / "report.html", render_page(report))
     for file in subject.source.companions:
         if not (directory / file.name).exists():  # config.json may have been changed for a loader
             shutil.copyfile(file, directory / file.name)

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from fxslim.graph.errors import InputError
 from fxslim.slim_options import SlimOptions
-from fxslim.yaml_lines import Document, Key, read_yaml
+from fxslim.yaml_lines import MAX_BYTES, Document, Key, read_yaml
 
 __all__ = ["FORMAT", "SHARED", "Pinned", "Recipe", "load_recipe", "parse_recipe", "recipe_text"]
 
@@ -28,7 +28,9 @@ SHARED = (
 )  # fmt: skip
 """What all targets have in common: the model and its data."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(10))}  # of Windows
+_TAKEN = {"targets.json", "manifest.json"}
 _WORD = re.compile(r"[a-z][a-z_-]*[a-z]")
 _ADAPTER = TypeAdapter(SlimOptions)
 _WANTED = {  # what pydantic calls a mistake, and what is wanted there
@@ -63,7 +65,8 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         InputError: the file cannot be read, or says what no recipe can say.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        with Path(path).expanduser().open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8")  # never more than that: it may be a device
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"the recipe cannot be read: {reason}", at=str(path)) from error
@@ -82,11 +85,14 @@ def parse_recipe(text: str, name: str = "recipe", changes: Sequence[str] = ()) -
     if version != FORMAT or isinstance(version, bool):
         what = "it does not say `recipe: 1`" if version is None else f"this is a recipe of the format {version!r}"
         raise InputError(what, at=document.at(("recipe",)), remedy=f"this version of fxslim reads `recipe: {FORMAT}`")
-    document = _changed(document, said, changes)
+    changed = _changes(changes)
+    said |= changed
+    lines = {key: line for key, line in document.lines.items() if not (key and key[0] in changed)}
+    document = Document(name, document.value, lines)
     pins = _pinned(pinned, document)
     if targets is None:
         return Recipe(_options(said, document, ()), {}, pins)
-    made = dict(_targets(said, targets, document))
+    made = dict(_targets(said, targets, document, changed))
     base = next(iter(made.values()))
     shared = {name: getattr(base, name) for name in SHARED}
     return Recipe(SlimOptions(**shared, keep=1.0), made, pins)
@@ -107,32 +113,33 @@ def recipe_text(options: SlimOptions, pinned: Pinned) -> str:
     return text
 
 
-def _changed(document: Document, said: dict[str, Any], changes: Sequence[str]) -> Document:
-    """`said` with the changes made; the document no longer has lines for them."""
-    lines = dict(document.lines)
+def _changes(changes: Sequence[str]) -> dict[str, Any]:
+    """The values that `--set` gives, by name."""
+    found: dict[str, Any] = {}
     for change in changes:
-        name, equals, value = change.partition("=")
-        if not equals or not name.strip():
+        name, equals, value = (part.strip() for part in change.partition("="))
+        if not equals or not name:
             raise InputError(f"{change!r} is no change of a recipe", remedy="--set keep=0.5")
-        name = name.strip()
-        try:
-            said[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"{value!r} is no value: {str(error).splitlines()[0]}", at=f"--set {change}") from error
-        lines = {key: line for key, line in lines.items() if key[:1] != (name,)}
-    return Document(document.name, document.value, lines)
+        found |= read_yaml(f"{json.dumps(name)}: {value}", f"--set {change}").value
+    return found
 
 
-def _targets(said: dict[str, Any], targets: Any, document: Document) -> Iterator[tuple[str, SlimOptions]]:
+def _targets(
+    said: dict[str, Any], targets: Any, document: Document, changed: Mapping[str, Any]
+) -> Iterator[tuple[str, SlimOptions]]:
     if not isinstance(targets, dict) or not targets:
         raise InputError(
             "`targets` are names with what differs in each", at=document.at(("targets",)), remedy="half: {keep: 0.5}"
         )
     for name, own in targets.items():
         key: Key = ("targets", name)
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or name.casefold().partition(".")[0] in _DEVICES or name.casefold() in _TAKEN:
             raise InputError(
                 f"{name!r} cannot be the name of a directory", at=document.at(key), remedy="letters, digits, - and _"
+            )
+        if [n.casefold() for n in targets].count(name.casefold()) > 1:
+            raise InputError(
+                f"{name!r} is one directory with another target where case does not count", at=document.at(key)
             )
         if not isinstance(own, dict):
             raise InputError(f"the target {name!r} is no mapping", at=document.at(key), remedy="half: {keep: 0.5}")
@@ -144,7 +151,10 @@ def _targets(said: dict[str, Any], targets: Any, document: Document) -> Iterator
         # One of the three says how much remains: that of a target takes the place of a common one.
         amount = {"keep", "width", "plan"}
         base = {k: v for k, v in said.items() if not (k in amount and amount & own.keys())}
-        yield name, _options({**base, **own}, document, key)
+        if any(k in amount for k in changed):  # a change is on top of everything
+            own = {k: v for k, v in own.items() if k not in amount}
+            base |= {k: v for k, v in changed.items() if k in amount}
+        yield name, _options({**base, **own, **changed}, document, key)
 
 
 def _options(said: dict[str, Any], document: Document, key: Key) -> SlimOptions:

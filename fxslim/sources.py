@@ -29,7 +29,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.models.digits_resnet import DigitsResNet
 
-__all__ = ["BUNDLED", "TASKS", "Source", "Task", "load_model", "refuse_bad_weights"]
+__all__ = ["BUNDLED", "TASKS", "Source", "Task", "is_factory", "load_model", "refuse_bad_weights"]
 
 Task = Literal[
     "causal-lm", "classification", "feature-extraction", "masked-lm", "question-answering", "seq2seq",
@@ -112,7 +112,7 @@ def load_model(
         source = _bundled(model.removeprefix("bundled:"), chosen, task)
     elif model.endswith(".pt2"):
         source = _pt2(Path(model).expanduser(), trust_pt2, chosen)
-    elif _FACTORY.fullmatch(model) and not Path(model).exists():
+    elif is_factory(model):
         source = _factory(model, chosen)
     else:
         # The adapter imports Source, and transformers is optional: it is imported when it is asked for.
@@ -123,6 +123,11 @@ def load_model(
     if isinstance(source.module, nn.Module):
         source.module.eval()
     return source
+
+
+def is_factory(model: str) -> bool:
+    """Whether a model's name is `package.module:factory`: code that opening it runs."""
+    return bool(_FACTORY.fullmatch(model)) and not Path(model).exists()
 
 
 def _refuse_task(model: str, task: str | None) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from fxslim.graph.errors import InputError
 from fxslim.outputs import replace_whole, verify_manifest, write_manifest
@@ -32,6 +35,22 @@ class Stages:
         return place
 
     @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for files that no later run needs. A killed run leaves it, and the next one removes it.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        self.tidy()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(prefix=".scratch-", dir=self.folder, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with made as path:
+            yield Path(path)
+
+    @contextmanager
     def keep(self, key: str) -> Iterator[Path]:
         """An empty folder to write the stage to; it counts once the block has ended well.
 
@@ -48,10 +67,12 @@ class Stages:
                 replace_whole(draft, self.folder / key)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-        except OSError as error:
-            raise InputError(
-                f"what the run has found so far cannot be written: {error.strerror or error}", at=str(self.folder)
-            ) from error
+        except (OSError, SafetensorError) as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> InputError:
+        reason = getattr(error, "strerror", None) or error
+        return InputError(f"what the run has found so far cannot be written: {reason}", at=str(self.folder))
 
     def names(self) -> list[str]:
         """Keys of the stages that are there."""

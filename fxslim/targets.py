@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from fxslim.export import resolve_provider
 from fxslim.graph.errors import FxslimError, InputError
-from fxslim.identity import key_of
+from fxslim.identity import files_digest, key_of
 from fxslim.made import plan_key
-from fxslim.outputs import MANIFEST, OutputDirectory, verify_manifest, write_json_atomic
+from fxslim.operator_times import machine_of
+from fxslim.outputs import MANIFEST, OutputDirectory, release, verify_manifest, write_json_atomic
 from fxslim.pipeline import refuse_early, slim, slim_subject
 from fxslim.recipe import Recipe
 from fxslim.run_steps import Run, Unwatched, Watcher
@@ -20,12 +24,16 @@ from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
 from fxslim.subject import Subject, open_subject
 
-__all__ = ["SUMMARY", "Outcome", "run_recipe"]
+__all__ = ["SUMMARY", "WORK", "Outcome", "run_recipe"]
 
 SUMMARY = "targets.json"
-"""Name of the file that says how each target went."""
+"""Name of the file that says how each target went; it is there once all have been tried."""
 
-_WORK = ".work"
+WORK = ".work"
+"""Name of the folder, beside the targets, in which a run keeps what it has found so far."""
+
+_LOCK = ".lock"
+DEFECT = 70
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,14 @@ class Outcome:
     """How a target went: its report, or the error that ended it. `found` says that an earlier run had made it."""
 
     report: dict[str, Any] | None
-    error: FxslimError | None = None
+    error: Exception | None = None
     found: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 1 a check or a gate failed, 2 it could not be made."""
+        """0 ok, 1 a check or a gate failed, 2 it could not be made, 70 a defect of fxslim."""
         if self.error is not None:
-            return self.error.exit_code
+            return self.error.exit_code if isinstance(self.error, FxslimError) else DEFECT
         return 0 if self.report is not None and self.report["verdict"] == "ok" else 1
 
 
@@ -50,10 +58,12 @@ def run_recipe(
     """How each target went, by name; a recipe without targets has one without a name, whose result is `out` itself.
 
     The others are `out`/NAME. They are opened, calibrated and surveyed once, and what only differs in how it is served
-    is planned once. A target that is there already, whole and made from the same, is left as it is.
+    is planned once. A target that is there already, whole and made from the same, is left as it is. What was found out
+    stays in `out`/`WORK` as long as a target has not been made.
 
     Raises:
-        InputError: an option, the model or the data cannot be used. Nothing was written.
+        InputError: an option, the model or the data cannot be used, or another run is at work in `out`. Nothing was
+            written.
         FxslimError: of a recipe without targets, a step could not be done.
     """
     if not recipe.targets:
@@ -62,18 +72,43 @@ def run_recipe(
     for options in recipe.targets.values():
         refuse_early(options)
     root, run = Path(out).expanduser(), Run(watcher or Unwatched())
-    _refuse_result(root)
-    stages = Stages(root / _WORK)
-    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
-        subject = open_subject(recipe.options, Path(scratch), run, recipe.pinned)
+    stages = Stages(root / WORK)
+    with _alone(root), stages.scratch() as scratch:
+        subject = open_subject(recipe.options, scratch, run, recipe.pinned)
+        (root / SUMMARY).unlink(missing_ok=True)  # of an earlier run: from here on it says nothing
         work = _Targets(subject, root, overwrite, stages, run.watcher)
-        try:
-            outcomes = {name: work.outcome(name, options) for name, options in recipe.targets.items()}
-        finally:
-            stages.tidy()
-    write_json_atomic(root / SUMMARY, {"format": 1, "targets": {n: _summary(o) for n, o in outcomes.items()}})
-    stages.close()
+        outcomes = {name: work.outcome(name, options) for name, options in recipe.targets.items()}
+        write_json_atomic(root / SUMMARY, {"format": 1, "targets": {n: _summary(o) for n, o in outcomes.items()}})
+        if all(o.error is None for o in outcomes.values()):
+            stages.close()
     return outcomes
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """The folder for the time of a block, in which no other run may write to it."""
+    if (root / MANIFEST).exists():
+        raise InputError(
+            "this directory is a result itself: it cannot hold those of several targets",
+            at=str(root), remedy="choose another",
+        )  # fmt: skip
+    made = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the results cannot be written here: {error.strerror}", at=str(root)) from error
+    lock = FileLock(root / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError("another run is writing to this directory", at=str(root), remedy="wait for it") from None
+    try:
+        yield
+    finally:
+        Stages(root / WORK).tidy()
+        release(lock)
+        if made and not any(root.iterdir()):
+            root.rmdir()
 
 
 @dataclass(frozen=True)
@@ -85,16 +120,27 @@ class _Targets:
     watcher: Watcher
 
     def outcome(self, name: str, options: SlimOptions) -> Outcome:
+        """How one target went. Whatever ends it, the others may do better."""
         place = self.root / name
-        key = key_of(options=vars(options), plan=plan_key(options, self.subject), data=self.subject.pinned.evaluation)
-        if (report := _finished(place, key)) is not None:
-            return Outcome(report, found=True)
-        command, run = options.command(place), Run(self.watcher)
         try:
-            with OutputDirectory(place, overwrite=self.overwrite, facts={"command": command, "key": key}) as directory:
+            key = self._key(options)
+            if (report := _finished(place, key)) is not None:
+                return Outcome(report, found=True)
+            command, run = options.command(place), Run(self.watcher)
+            facts = {"command": command, "key": key}
+            with OutputDirectory(place, overwrite=self.overwrite, facts=facts) as directory:
                 return Outcome(slim_subject(self.subject, options, directory, command, self.stages, run))
-        except FxslimError as error:  # the other targets may do better
+        except Exception as error:  # a defect in one target is told, and the others are made
             return Outcome(None, error)
+
+    def _key(self, options: SlimOptions) -> str:
+        """A name for all that a result depends on: what it is made from and shipped with, and where it is judged."""
+        subject, provider = self.subject, resolve_provider(options.provider)
+        evaluation = None if subject.evaluation is None else subject.evaluation.digest()
+        return key_of(
+            options=vars(options), plan=plan_key(options, subject), evaluation=evaluation,
+            files=files_digest(subject.source.companions), provider=provider, machine=machine_of(provider),
+        )  # fmt: skip
 
 
 def _finished(place: Path, key: str) -> dict[str, Any] | None:
@@ -107,14 +153,6 @@ def _finished(place: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError, AttributeError):
         return None
     return report
-
-
-def _refuse_result(root: Path) -> None:
-    if (root / MANIFEST).exists():
-        raise InputError(
-            "this directory is a result itself: it cannot hold those of several targets",
-            at=str(root), remedy="choose another",
-        )  # fmt: skip
 
 
 def _summary(outcome: Outcome) -> Mapping[str, Any]:

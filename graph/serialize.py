@@ -82,8 +82,9 @@ def save(program: Program, directory: str | Path) -> Path:
         for file in temporary.iterdir():
             file.chmod(0o644)
         os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{str(target)!r} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(target)!r} cannot be written: {reason}") from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bad_input.md"))
     options = parser.parse_args()
     os.environ["COLUMNS"] = "200"
-    rows, wrong = [], 0
+    rows, wrong, traces = [], 0, 0
     with tempfile.TemporaryDirectory(prefix="bad-") as scratch:
         root = Path(scratch)
         good = whole(root / "good")
@@ -32,12 +32,13 @@ def main() -> int:
             found = CliRunner().invoke(app, case.make(place))
             ok = found.exit_code == case.exit_code and case.says in found.output and "Traceback" not in found.output
             wrong += not ok
+            traces += "Traceback" in found.output
             said = _said(found.output).replace(str(place.root), "DIR")
             rows.append(f"| {case.area} | {case.name} | {found.exit_code}{'' if ok else ' WRONG'} | {said} |")
     head = [
         "# Bad input", "",
-        f"`python -m tests.bad_input`: {len(rows)} cases, {wrong} of them answered otherwise than they should be, none",
-        "with a traceback. What is said is cut to its first line; `tests/bad_input` asserts it.", "",
+        f"`make bad-input`: {len(rows)} cases, {wrong} of them answered otherwise than they should be, {traces} with a",
+        "traceback. What is said is cut to its first line; `tests/bad_input` asserts it.", "",
         "| area | mistake | exit code | what is said |", "| --- | --- | ---: | --- |",
     ]  # fmt: skip
     options.out.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")

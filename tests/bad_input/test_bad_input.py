@@ -17,6 +17,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return whole(tmp_path_factory.mktemp("bad") / "place")
 
 
+def contents(place: Place) -> dict[Path, bytes]:
+    files = (f for f in place.root.rglob("*") if f.is_file())
+    return {f.relative_to(place.root): f.read_bytes() for f in files}
+
+
+def test_every_case_says_what_is_expected() -> None:
+    assert all(case.says for case in CASES)
+
+
 def test_there_are_a_hundred_of_them_and_no_two_alike() -> None:
     assert len({(c.area, c.name) for c in CASES}) == len(CASES) >= 100
 
@@ -26,10 +35,9 @@ def test_bad_input(case: Case, good: Place, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("COLUMNS", "200")  # so that a message of the command line's own is on one line
     place = good.copy(tmp_path / "place")
     words = case.make(place)
-    before = {f.relative_to(place.root) for f in place.root.rglob("*")}
+    before = contents(place)
     found = CliRunner().invoke(app, words)
     assert found.exit_code == case.exit_code, found.output
     assert case.says in found.output
     assert "Traceback" not in found.output and len(found.output.strip()) > 20
-    after = {f.relative_to(place.root) for f in place.root.rglob("*")}
-    assert after - before == set()
+    assert contents(place) == before

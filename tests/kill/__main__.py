@@ -39,7 +39,8 @@ def main() -> int:
 def _table(findings: Sequence[Finding]) -> str:
     lines = [
         "# Runs that were killed", "",
-        "`make kill`: SIGKILL before every change of the file system and at every sign of life of a step. Looked at is",
+        "`make kill`: SIGKILL before every change of the file system that Python tells of (opening to write, renaming,",
+        "making, removing; around the exchange of two names) and at every sign of life of a step. Looked at is",
         "what is at the result's name then, what the next run makes of it (plan, weights and ONNX file byte for byte",
         "those of a run that was not killed), and what stays beside it.", "",
         "| run | killed at | points | found: nothing | old | new | went on from what was there | problems |",

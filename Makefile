@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-loaders check docs format demo models zoo bench-quality bench-ablation bench-latency check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
+.PHONY: help install test test-slow check docs format demo models zoo bench-quality bench-ablation bench-latency check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -15,23 +15,19 @@ help: ## Show this list
 install: $(VENV)/.dev ## Create .venv with everything that development needs
 
 # Other runtimes where they can be installed; without them their tests are skipped, with a reason. The second run has
-# optimum, which goes with transformers 4.57 alone.
+# optimum, which goes with transformers 4.57 alone. What takes minutes is left to `make test-slow`.
 test: $(VENV)/.dev build/optimum/.done ## Run the tests (PYTEST_ARGS="-x -k name" to choose)
 	-@$(MAKE) --no-print-directory build/runtimes/.done
 	$(BIN)/pytest $(PYTEST_ARGS)
-	PYTHONPATH=$(OPTIMUM) $(BIN)/pytest -n auto --maxprocesses=4 $(WITH_OPTIMUM) $(FEWER)
-	-@$(MAKE) --no-print-directory build/olive/.done
-	PYTHONPATH=build/olive $(BIN)/pytest -n 0 tests/fxslim/test_olive.py
+	PYTHONPATH=$(OPTIMUM) $(BIN)/pytest -n auto --maxprocesses=4 tests/fxslim/test_loaders.py
 
 OPTIMUM := build/optimum:integrations/optimum-fxslim
 WITH_OPTIMUM := tests/fxslim/test_loaders.py tests/fxslim/test_optimum_command.py
 
-# The two slowest are left to `make test-loaders`; what they join is tested in parts (test_parts, test_loader_config).
-FEWER := --deselect tests/fxslim/test_loaders.py::test_slim_proves_that_its_result_loads \
-	--deselect tests/fxslim/test_loaders.py::test_an_encoder_with_a_decoder_loads_as_two_files
-
-test-loaders: $(VENV)/.dev build/optimum/.done ## Run all tests that need optimum
-	PYTHONPATH=$(OPTIMUM) $(BIN)/pytest -n auto --maxprocesses=4 $(WITH_OPTIMUM)
+test-slow: $(VENV)/.dev build/optimum/.done build/olive/.done ## Run the tests that take minutes, optimum-cli and Olive
+	$(BIN)/pytest -n auto --maxprocesses=4 -m slow
+	PYTHONPATH=$(OPTIMUM) $(BIN)/pytest -n auto --maxprocesses=4 -m "slow or not slow" $(WITH_OPTIMUM)
+	PYTHONPATH=build/olive $(BIN)/pytest -n 0 -m "slow or not slow" tests/fxslim/test_olive.py
 
 check: $(VENV)/.dev layout ## Lint, formatting, types and the documentation
 	$(BIN)/ruff check .

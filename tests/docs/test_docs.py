@@ -70,6 +70,7 @@ def commands(block: str) -> list[str]:
     return [line[2:] for line in block.splitlines() if line.startswith("$ ")]
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_as_it_is_printed(tmp_path: Path) -> None:
     """In order, each command and each block of Python in a process of its own, as a new user would."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}

@@ -188,6 +188,7 @@ def test_the_stock_loader_refuses_unequal_caches(results: Results, tmp_path: Pat
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(before)
 
 
+@pytest.mark.slow
 @optimum
 def test_an_encoder_with_a_decoder_loads_as_two_files(results: Results, tmp_path: Path) -> None:
     program, plan = results.cut("t5", tmp_path, "neurons")
@@ -258,6 +259,7 @@ def test_names_that_could_run_are_refused(results: Results, tmp_path: Path) -> N
         SlimModelForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @optimum
 def test_slim_proves_that_its_result_loads(pristine_opt: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

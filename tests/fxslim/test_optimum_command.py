@@ -64,6 +64,7 @@ def test_the_help_of_optimum_lists_it_and_its_own_has_every_option_of_slim() -> 
     assert not missing and "--model" in said.stdout
 
 
+@pytest.mark.slow
 def test_a_slim_decoder_loads_in_the_stock_class(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--model", model, "--task", "text-generation", "--keep", "0.8", "--loader-compatible", *FAST)
@@ -82,6 +83,7 @@ def test_a_slim_decoder_loads_in_the_stock_class(model: Path, tmp_path: Path) ->
     assert tokens.shape == (2, 9) and torch.equal(tokens[:, :5], ids)
 
 
+@pytest.mark.slow
 def test_lists_flags_and_wrong_options_reach_slim(model: Path, tmp_path: Path) -> None:
     words = ("--model", model, "--keep", "0.9", "--keep-fixed", "nothing.here", "--keep-fixed", "nor.here")
     ran = optimum_cli("export", "fxslim", *words, tmp_path / "out")

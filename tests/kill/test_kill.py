@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.kill.harness import SCENARIOS, Point, count_points, hashes, prepare, try_point
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are killed in children made by os.fork")
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+
+@pytest.mark.parametrize("scenario", ["fresh", *(pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS[1:])])
 def test_a_killed_run_leaves_the_old_or_the_new_and_the_next_one_goes_on(scenario: str, tmp_path: Path) -> None:
     data = prepare(tmp_path)
     points = count_points(tmp_path / "whole", data, scenario)
@@ -23,6 +26,7 @@ def test_a_killed_run_leaves_the_old_or_the_new_and_the_next_one_goes_on(scenari
         assert not late or found.resumed or "new" in found.left  # the plan was there long before
 
 
+@pytest.mark.slow
 def test_the_harness_notices_a_result_that_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the temporary directory a kill in the middle would be found."""
     from fxslim.outputs import OutputDirectory

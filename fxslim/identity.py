@@ -38,7 +38,7 @@ def model_digest(program: Program) -> str:
     """The SHA-256 of a program's structure, its interface (names, example sizes, what is dynamic) and the values of its
     weights."""
     inputs = [(tuple(x.shape), str(x.dtype)) for x in program.example_inputs]
-    names = program.input_names, program.output_names, program.outside_names
+    names = program.input_names, program.output_names, program.names
     digest = hashlib.sha256(f"{program.fingerprint()}|{inputs}|{names}|{program.dynamic}|{program.caches}\n".encode())
     for name in sorted(program.info):
         value = program.weights[name].detach().cpu().contiguous()

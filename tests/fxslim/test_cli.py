@@ -132,6 +132,9 @@ def test_a_failed_proof_is_written_and_returns_1(tmp_path: Path, monkeypatch: py
     assert "FAILED" in result.stderr
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith(f"# {CLASSIFIER}: FAILED") and "NOT PROVEN" in text
+    monkeypatch.undo()
+    later = run("check", tmp_path / "out")  # its files are whole, and compute what the slim program does
+    assert later.exit_code == 1 and "FAILED when it was made: proof" in later.stdout
 
 
 def test_groups(finished: tuple[Result, Path]) -> None:

@@ -80,6 +80,17 @@ def test_the_lower_end_of_the_interval_has_to_be_fast_enough() -> None:
     assert not only(asked(min_speedup=1.3), measured()).ok  # 1.5 is not sure
 
 
+def test_what_the_original_differs_from_itself_is_no_speed_up() -> None:
+    noisy = replace(latency(1.06, 1.2), control=Ratio(1.0, 0.85, 1.2))
+    gate = only(asked(min_speedup=1.05), measured(latency=noisy))
+    assert not gate.ok and "differs from itself by up to 1.20" in gate.text
+    assert only(asked(min_speedup=0.9), measured(latency=noisy)).ok  # may be slower: then noise does not matter
+
+
+def test_a_score_of_nothing_cannot_get_worse_and_is_no_measurement() -> None:
+    assert not only(asked(max_quality_loss=0.5), measured(scores=(accuracy(0.0), accuracy(0.0)))).ok
+
+
 def test_bytes() -> None:
     assert only(asked(max_bytes=1000), measured()).ok
     gate = only(asked(max_bytes=999), measured())

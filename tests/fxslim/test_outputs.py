@@ -169,6 +169,15 @@ def test_a_disk_that_is_full_leaves_the_old_result(tmp_path: Path, monkeypatch: 
     assert text_of(path) == "old" and names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_disk_that_is_full_while_files_are_written_is_told_as_that(tmp_path: Path, number: int) -> None:
+    with pytest.raises(InputError, match="cannot be written"), OutputDirectory(tmp_path / "out"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(OSError, match="Connection refused"), OutputDirectory(tmp_path / "out"):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    assert names(tmp_path) == []
+
+
 def test_a_crash_between_the_renames_is_mended_by_the_next_run(tmp_path: Path) -> None:
     path = earlier(tmp_path / "out")
     path.rename(tmp_path / ".out.previous")

@@ -90,6 +90,16 @@ def test_a_run_that_ends_early_leaves_no_result_and_the_next_one_goes_on(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_page_that_cannot_be_drawn_does_not_cost_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(report: dict[str, Any]) -> str:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(pipeline, "render_page", fail)
+    report = slim(SlimOptions(CLASSIFIER, width=0.5, latency_seconds=0.1), tmp_path / "out")
+    assert report["verdict"] == "ok" and "report.html could not be drawn: RuntimeError: no fonts" in report["notes"]
+    assert verify_manifest(tmp_path / "out") == [] and not (tmp_path / "out" / "report.html").exists()
+
+
 def test_a_run_that_fails_before_its_plan_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FxslimError):
         slim(SlimOptions(CLASSIFIER, keep=0.001), tmp_path / "out")

@@ -100,6 +100,11 @@ def test_a_change_takes_the_place_of_a_value(tmp_path: Path) -> None:
         ("pinned: {model: 12}", "`pinned` holds texts"),
         ("pinned: {modle: x}", "choose among model, calibration"),
         ("targets: {}", "`targets` are names with what differs"),
+        ("targets: {targets.json: {keep: 0.5}}", "cannot be the name of a directory"),
+        ("targets: {con: {keep: 0.5}}", "cannot be the name of a directory"),
+        ("targets: {a.: {keep: 0.5}}", "cannot be the name of a directory"),
+        ("targets: {Half: {keep: 0.5}, half: {keep: 0.4}}", "is one directory with another target"),
+        ("keep: !!float 0.5", "tags such as"),
         ("targets: {a/b: {keep: 0.5}}", "cannot be the name of a directory"),
         ("targets: {..: {keep: 0.5}}", "cannot be the name of a directory"),
         ("targets: {a: {model: x}}", "is the same for all targets"),
@@ -156,3 +161,20 @@ def test_lines_are_those_of_keys_and_of_items() -> None:
     assert document.at(("a",)) == "d:1"
     assert document.at(("a", 1, "x")) == "d:3"
     assert document.at(("a", 0, "missing")) == "d:2"
+
+
+def test_a_change_goes_on_top_of_what_targets_say() -> None:
+    text = "recipe: 1\nmodel: m\ntargets: {a: {keep: 0.5, round_to: 3}, b: {width: 0.5}}\n"
+    found = parse_recipe(text, changes=["keep=0.7", "round_to=4"])
+    assert {(t.keep, t.width, t.round_to) for t in found.targets.values()} == {(0.7, None, 4)}
+
+
+@pytest.mark.parametrize("change", ["window=2020-01-01", "window=2020-13-40", "window=[", "window=*x", "=3"])
+def test_a_change_that_is_none(change: str) -> None:
+    with pytest.raises(InputError):
+        parse_recipe("recipe: 1\nmodel: m\nkeep: 0.5\n", changes=[change])
+
+
+def test_no_more_is_read_than_a_recipe_may_hold() -> None:
+    with pytest.raises(InputError, match="bytes are no recipe"):
+        load_recipe("/dev/zero")

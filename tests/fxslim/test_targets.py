@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from fxslim import subject as subjects
+from fxslim import targets as targets_module
 from fxslim.graph.errors import InputError
 from fxslim.outputs import verify_manifest
 from fxslim.passes import planning
 from fxslim.pipeline import slim
 from fxslim.recipe import Pinned, Recipe, load_recipe
 from fxslim.slim_options import SlimOptions
-from fxslim.targets import SUMMARY, run_recipe
+from fxslim.targets import SUMMARY, WORK, run_recipe
 from tests.fxslim.factories import CLASSIFIER, write_data
 
 
@@ -110,6 +111,36 @@ def test_what_is_there_is_left_and_what_was_changed_is_made_again(options: SlimO
     assert (outcomes["a"].found, outcomes["b"].found) == (True, False)
     assert (out / "a" / "report.json").stat().st_mtime_ns == times["a"]
     assert verify_manifest(out / "b") == []
+
+
+def test_one_run_at_a_time(options: SlimOptions, tmp_path: Path) -> None:
+    with targets_module._alone(tmp_path), pytest.raises(InputError, match="another run is writing"):
+        run_recipe(Recipe(options, {"a": options}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_found_stays_until_all_targets_are_made(
+    options: SlimOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full, and a defect: both end one target, and neither the others nor what was found so far."""
+    (tmp_path / SUMMARY).write_text("of an earlier run")
+    made = targets_module.slim_subject
+
+    def breaks(subject: Any, own: SlimOptions, *rest: Any) -> Any:
+        report = made(subject, own, *rest)
+        if own.quantize:
+            raise RuntimeError("a defect")
+        return report
+
+    monkeypatch.setattr(targets_module, "slim_subject", breaks)
+    recipe = Recipe(options, {"int8": replace(options, quantize="dynamic"), "plain": options})
+    outcomes = run_recipe(recipe, tmp_path)
+    assert [o.exit_code for o in outcomes.values()] == [70, 0]
+    assert outcomes["plain"].report is not None and outcomes["plain"].report["resumed"] == ["plan"]
+    assert (tmp_path / WORK).is_dir() and not (tmp_path / "int8").exists()
+    monkeypatch.undo()
+    assert [o.found for o in run_recipe(recipe, tmp_path).values()] == [False, True]
+    assert {f.name for f in tmp_path.iterdir()} == {"int8", "plain", SUMMARY}
 
 
 def test_a_result_is_no_place_for_targets(result: Path, options: SlimOptions) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import Result
 
 from fxslim.bench import default_cases, share_of_ideal
 from fxslim.export import LatencyReport
@@ -31,8 +32,17 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def timed(result: Path, *words: str, original: str = CLASSIFIER) -> Result:
+    """A report is no reason to run the code of a factory: it is named again."""
+    return run("bench", result, "--original", original, *words)
+
+
+def test_a_factory_is_not_opened_because_a_report_names_it(result: Path) -> None:
+    refused(run("bench", result, *SHORT), "that is code", f"--original {CLASSIFIER}")
+
+
 def test_a_case_of_chosen_sizes_is_timed_with_its_control_and_its_ideal(result: Path) -> None:
-    done = run("bench", result, "--sizes", "batch=4", "--sizes", "batch=32", "--json", *SHORT)
+    done = timed(result, "--sizes", "batch=4", "--sizes", "batch=32", "--json", *SHORT)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert [case["sizes"] for case in found["cases"]] == [{"batch": 4}, {"batch": 32}]
@@ -48,7 +58,7 @@ def test_a_case_of_chosen_sizes_is_timed_with_its_control_and_its_ideal(result: 
 
 
 def test_without_sizes_those_of_the_report_are_timed_and_printed(result: Path) -> None:
-    done = run("bench", result, *SHORT)
+    done = timed(result, *SHORT)
     assert done.exit_code == 0, done.output
     assert "sizes of the report" in done.stdout and "control" in done.stdout and "rebuilt sessions" in done.stdout
     assert f"{CLASSIFIER} on cpu" in done.stdout
@@ -56,9 +66,9 @@ def test_without_sizes_those_of_the_report_are_timed_and_printed(result: Path) -
 
 def test_what_cannot_be_timed_is_refused(result: Path, tmp_path: Path) -> None:
     refused(run("bench", tmp_path), "no result of `fxslim slim`")
-    refused(run("bench", result, "--sizes", "rows=3"), "no dynamic dimension 'rows'", "batch")
-    refused(run("bench", result, "--sizes", "batch"), "no size of a dimension")
-    refused(run("bench", result, "--original", "bundled:opt-python"), "the slim model")
+    refused(timed(result, "--sizes", "rows=3"), "no dynamic dimension 'rows'", "batch")
+    refused(timed(result, "--sizes", "batch"), "no size of a dimension")
+    refused(timed(result, original="bundled:opt-python"), "the slim model")
     broken = tmp_path / "broken"
     shutil.copytree(result, broken)
     (broken / "report.json").write_text("[]")
@@ -66,7 +76,7 @@ def test_what_cannot_be_timed_is_refused(result: Path, tmp_path: Path) -> None:
 
 
 def test_another_original_of_the_same_inputs_is_taken(result: Path) -> None:
-    done = run("bench", result, "--original", OTHER, "--json", *SHORT)
+    done = timed(result, "--json", *SHORT, original=OTHER)
     assert done.exit_code == 0, done.output
     (case,) = json.loads(done.stdout)["cases"]
     assert case["macs"]["original"] > 2 * case["macs"]["slim"]
@@ -92,7 +102,7 @@ def test_the_share_of_the_ideal_is_of_the_time_that_arithmetic_saves() -> None:
 
 @pytest.mark.parametrize("words", [("--seconds", "inf"), ("--threads", "0")])
 def test_measurements_that_would_not_end_or_mean_nothing_are_refused(result: Path, words: tuple[str, str]) -> None:
-    refused(run("bench", result, *words), words[0])
+    refused(timed(result, *words), words[0])
 
 
 def test_a_bundled_model_is_found_again(tmp_path: Path) -> None:

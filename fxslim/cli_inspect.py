@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fxslim import cli_common as c
+from fxslim.cli_pages import refuse_taken, write_page
 
 if TYPE_CHECKING:
     from fxslim.graph.axes.groups import Analysis, Group
@@ -154,7 +155,7 @@ def explain(
     from fxslim.page.group_picture import picture
 
     if svg is not None:
-        c.refuse_taken(svg, overwrite=overwrite)
+        refuse_taken(svg, overwrite=overwrite)
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
@@ -162,7 +163,7 @@ def explain(
         )  # fmt: skip
     said = analysis.explain(a, b)
     if svg is not None:
-        c.write_page(svg, picture(analysis, a, b), overwrite=overwrite)
+        write_page(svg, picture(analysis, a, b), overwrite=overwrite)
     typer.echo(said)
 
 

@@ -121,7 +121,7 @@ def _print_plan(made: Plan) -> None:
     rows = [(cut.kind, cut.size, cut.count, " x ".join(map(str, cut.batch)) or "-", cut.group) for cut in made.cuts]
     c.print_table(("kind", "size", "kept", "in each of", "group"), rows)
     typer.echo()
-    for name, (before, after) in made.predicted.items():
+    for name, (before, after) in ((n, pair) for n, pair in made.predicted.items() if n != "loss"):
         typer.echo(f"{name:<7} {before:>15,} -> {after:>15,}  ({after / max(before, 1):.1%})")
     for note in made.notes:
         typer.echo(f"note: {note}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fxslim import cli_common as c
+from fxslim.cli_pages import refuse_taken, write_page
 
 if TYPE_CHECKING:
     from fxslim.compare import Family, Run
@@ -48,9 +49,9 @@ def report(
     from fxslim.page import render_page
     from fxslim.report_file import read_report
 
-    c.refuse_taken(out, overwrite=overwrite)
+    refuse_taken(out, overwrite=overwrite)
     found = read_report(result)
-    c.write_page(out, _rendered(lambda: render_page(found), result), overwrite=overwrite)
+    write_page(out, _rendered(lambda: render_page(found), result), overwrite=overwrite)
     typer.echo(f"written to {out}")
 
 
@@ -71,11 +72,11 @@ def compare(
     from fxslim.report_file import read_report
 
     if html is not None:
-        c.refuse_taken(html, overwrite=overwrite)
+        refuse_taken(html, overwrite=overwrite)
     reports = [(str(path), read_report(path)) for path in results]
     families = _rendered(lambda: compared(reports), results[0])
     if html is not None:
-        c.write_page(html, _rendered(lambda: render_comparison(families), results[0]), overwrite=overwrite)
+        write_page(html, _rendered(lambda: render_comparison(families), results[0]), overwrite=overwrite)
     if json:
         c.print_json(compared_document(families))
     else:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -66,7 +65,9 @@ def test_slim_writes_a_whole_result(finished: tuple[Result, Path]) -> None:
     assert report == json.loads((out / "report.json").read_text())
     assert report["verdict"] == "ok" and report["format"] == 1
     names = {p.name for p in out.iterdir()}
-    assert names == {"model.onnx", "slim", "plan.json", "report.json", "report.md", "report.html", "manifest.json"}
+    assert names == {"model.onnx", "slim", "plan.json", "report.json", "report.md", "report.html", "manifest.json"} | {
+        "recipe.yaml"
+    }
 
 
 def test_check_accepts_the_result(finished: tuple[Result, Path]) -> None:
@@ -349,20 +350,21 @@ def test_help_has_examples(command: str) -> None:
     assert result.exit_code == 0 and f"fxslim {command}" in result.stdout
 
 
-def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
-    """In a process of its own: stopped while it works, it removes its temporary directory."""
+def test_sigterm_leaves_what_the_next_run_goes_on_from(tmp_path: Path) -> None:
+    """In a process of its own: stopped while it times, it keeps its plan and removes everything else."""
     words = [sys.executable, "-m", "fxslim", "slim", CLASSIFIER, "--width", "0.5", "--latency-seconds", "60"]
-    process = subprocess.Popen([*words, "-o", tmp_path / "out"], env={**os.environ, "TMPDIR": str(tmp_path)})
+    process = subprocess.Popen([*words, "-o", tmp_path / "out"])
     try:
-        deadline = time.monotonic() + 60
-        while not any(tmp_path.glob("fxslim-*/original.onnx")) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.glob(".out.work/plan-*")) and time.monotonic() < deadline:
             assert process.poll() is None, "it ended before it could be stopped"
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     finally:
         process.kill()
-    assert [p.name for p in tmp_path.iterdir() if "fxslim" in p.name or "out" in p.name] == []
+    assert [p.name for p in tmp_path.iterdir()] == [".out.work"]
+    assert [p.name.partition("-")[0] for p in (tmp_path / ".out.work").iterdir()] == ["plan"]
 
 
 @pytest.mark.parametrize(

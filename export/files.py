@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fxslim.graph.errors import InputError
+from fxslim.graph.files import sync
 
 __all__ = ["data_name", "replace_model"]
 
@@ -31,17 +32,17 @@ def replace_model(path: Path, write: Callable[[Path], None]) -> None:
         new_data, old_data = staged.with_name(data_name(staged)), path.with_name(data_name(path))
         for file in (new_data, staged):
             if file.exists():
-                _sync(file)
+                sync(file)
         if new_data.exists():
             # An old model over new data would be a mix, so the old model goes first.
             path.unlink(missing_ok=True)
             os.replace(new_data, old_data)
-            _sync(path.parent)
+            sync(path.parent)
             os.replace(staged, path)
         else:
             os.replace(staged, path)
             old_data.unlink(missing_ok=True)  # it belonged to the model that was just replaced
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _refuse_unusable(path: Path) -> None:
@@ -61,13 +62,3 @@ def _staging(path: Path) -> Iterator[Path]:
         yield folder / path.name
     finally:
         shutil.rmtree(folder)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a directory; its renames are journaled
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load
 from fxslim.opening import SLIM, open_model
+from fxslim.report_file import NAME, read_report
 from fxslim.sources import is_factory
 from fxslim.timing import sized_inputs
 
@@ -74,7 +74,7 @@ def bench(
         raise InputError(f"--threads is {threads}", remedy="give at least 1")
     if not 0 < seconds < float("inf"):
         raise InputError(f"--seconds is {seconds:g}", remedy="give a positive number")
-    report = _read_report(result)
+    report = _read(result)
     ort_provider = resolve_provider(provider)
     slim = load(result / SLIM)
     model = report["model"]
@@ -82,7 +82,7 @@ def bench(
     if original is None and is_factory(name):
         raise InputError(
             f"the report says that the original is made by {name!r}: that is code, and a report is no reason to run it",
-            at=str(result / "report.json"), remedy=f"--original {name}, if you trust it",
+            at=str(result / NAME), remedy=f"--original {name}, if you trust it",
         )  # fmt: skip
     source = open_model(
         name, task=model.get("form"), dtype=model.get("dtype"), trust_pt2=trust_pt2, trust_remote_code=trust_remote_code
@@ -141,16 +141,11 @@ def _text(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def _read_report(result: Path) -> dict[str, Any]:
-    path = result / "report.json"
+def _read(result: Path) -> dict[str, Any]:
+    """The report, with what a bench takes from it."""
+    report = read_report(result)
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         report["model"]["name"], report["latency"]["shapes"], report["onnx"]["slim"]["opset"]
-    except OSError as error:
-        raise InputError(
-            "this is no result of `fxslim slim`: it has no report.json that can be read", at=str(result),
-            remedy="give the directory that was named as --out",
-        ) from error  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("report.json is no report of `fxslim slim`", at=str(path)) from error
+    except (KeyError, TypeError) as error:
+        raise InputError("report.json is no report of `fxslim slim`", at=str(result / NAME)) from error
     return report

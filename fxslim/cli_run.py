@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fxslim import cli_common as c
+from fxslim.graph.errors import InputError
 
 if TYPE_CHECKING:
     from fxslim.recipe import Recipe
@@ -46,7 +47,6 @@ def run(
     verbose: c.Verbose = False,
 ) -> None:
     """Make what a recipe says."""
-    from fxslim.graph.errors import InputError
     from fxslim.recipe import load_recipe
     from fxslim.targets import run_recipe
 
@@ -54,8 +54,7 @@ def run(
     if dry_run:
         foresee(made, json, quiet, verbose)
         return
-    if out is None:
-        raise InputError("nothing says where the result goes", remedy="-o out/name, or --dry-run")
+    out = required(out)
     with c.watching(quiet, verbose) as shown:
         outcomes = run_recipe(made, out, overwrite=overwrite, watcher=shown)
     if json:
@@ -65,6 +64,17 @@ def run(
             _print_outcome(name, outcome, out / name)
     if code := max(outcome.exit_code for outcome in outcomes.values()):
         raise typer.Exit(code)
+
+
+def required(out: Path | None) -> Path:
+    """Where the result goes.
+
+    Raises:
+        InputError: nothing says so.
+    """
+    if out is None:
+        raise InputError("nothing says where the result goes", remedy="-o out/name, or --dry-run")
+    return out
 
 
 def foresee(recipe: Recipe, json: bool, quiet: bool, verbose: bool) -> None:

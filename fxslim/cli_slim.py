@@ -85,8 +85,7 @@ def slim(
     verbose: c.Verbose = False,
 ) -> None:
     """Make a model smaller, prove it, export it, check it and time it."""
-    from fxslim.cli_run import foresee, print_failures, print_result
-    from fxslim.graph.errors import InputError
+    from fxslim.cli_run import foresee, print_failures, print_result, required
     from fxslim.pipeline import SlimOptions
     from fxslim.pipeline import slim as run
     from fxslim.recipe import Recipe
@@ -107,8 +106,7 @@ def slim(
     if dry_run:
         foresee(Recipe(options), json, quiet, verbose)
         return
-    if out is None:
-        raise InputError("nothing says where the result goes", remedy="-o out/name, or --dry-run")
+    out = required(out)
     with c.watching(quiet, verbose) as shown:
         report = run(options, out, overwrite=overwrite, watcher=shown)
     if json:

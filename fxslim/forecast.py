@@ -18,6 +18,7 @@ from fxslim.graph.program import Program
 from fxslim.made import Made, make_slim
 from fxslim.pipeline import refuse_early, refuse_unusable
 from fxslim.recipe import Pinned
+from fxslim.report import predicted_macs
 from fxslim.run_steps import Run, Watcher
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
@@ -72,7 +73,8 @@ def forecast(options: SlimOptions, pinned: Pinned, watcher: Watcher) -> Forecast
         run.watcher.step("estimate")
         seconds = {**run.seconds, **_rest(options, subject, made, run.seconds["export"])}
     return Forecast(
-        made, _groups(made), (subject.original.parameters(), made.program.parameters()), _macs(made),
+        made, _groups(made), (subject.original.parameters(), made.program.parameters()),
+        predicted_macs(made.plan, made.analysis),
         (_bytes(subject.original), _bytes(made.program)), made.plan.predicted.get("loss"), seconds, measured,
         _peak(subject, made),
     )  # fmt: skip
@@ -80,13 +82,6 @@ def forecast(options: SlimOptions, pinned: Pinned, watcher: Watcher) -> Forecast
 
 def _groups(made: Made) -> tuple[dict[str, Any], ...]:
     return tuple({"group": c.group, "kind": c.kind, "size": c.size, "kept": c.count} for c in made.plan.cuts)
-
-
-def _macs(made: Made) -> tuple[int, int]:
-    from fxslim.report import predicted_macs
-
-    before, after = predicted_macs(made.plan, made.analysis)
-    return before, after
 
 
 def _bytes(program: Program) -> int:
@@ -102,6 +97,8 @@ def _rest(options: SlimOptions, subject: Subject, made: Made, export: float) -> 
     scored = 0.0 if data is None else _seconds(subject.original, data.inputs[0]) * len(data) * (1 + ratio)
     check = export / 2 + _RUNS_OF_CHECK * (_FLOAT64 + 1) * example
     found |= {"evaluate": scored, "export slim": export, "check": check, "latency": options.latency_seconds}
+    if options.loader_compatible:  # opened again, and a few tokens generated
+        found["loader"] = check
     for kind in filter(None, (options.onnx_dtype, options.quantize)):
         found[kind] = export + check + scored / 2 + options.latency_seconds
     return found

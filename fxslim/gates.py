@@ -63,9 +63,13 @@ def judge(options: SlimOptions, found: Measured) -> tuple[Gate, ...]:
 
 
 def quality_loss(before: Score, after: Score) -> float:
-    """By how much a score is worse than the original's, as a share of that one's; negative where it is better."""
+    """By how much a score is worse than the original's, as a share of that one's; negative where it is better.
+
+    Raises:
+        ZeroDivisionError: the original's is 0, and no share of it says anything.
+    """
     change = before.value - after.value if before.higher_is_better else after.value - before.value
-    return change / abs(before.value) if before.value else math.copysign(math.inf, change) if change else 0.0
+    return change / abs(before.value)
 
 
 def _gates(options: SlimOptions, found: Measured) -> Iterator[Gate]:
@@ -83,12 +87,13 @@ def _gates(options: SlimOptions, found: Measured) -> Iterator[Gate]:
 
 
 def _quality(name: str, limit: float, scores: tuple[Score, Score] | None, variant: Variant | None) -> Gate:
-    after = None if scores is None else scores[1] if variant is None else variant.score
-    loss = None if scores is None or after is None else quality_loss(scores[0], after)
-    if loss is None or (scores is not None and not scores[0].value) or scores is None or after is None:
+    before, after = scores or (None, None)
+    after = after if variant is None else variant.score
+    if before is None or after is None or not before.value:
         return _unmeasured("max_quality_loss", name, limit)
+    loss = quality_loss(before, after)
     how = "worse" if loss > 0 else "better"
-    change = f"{scores[0].name} {scores[0].value:.5g} -> {after.value:.5g}, {abs(loss):.2%} {how}"
+    change = f"{before.name} {before.value:.5g} -> {after.value:.5g}, {abs(loss):.2%} {how}"
     return Gate("max_quality_loss", name, limit, loss, loss <= limit, f"{name}: {change}; {limit:.2%} is allowed")
 
 

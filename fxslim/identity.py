@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fxslim import plugins
 from fxslim.data import Batches
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
+from fxslim.passes.statistics import digest
 from fxslim.recipe import Pinned
 from fxslim.versions import versions
 
@@ -39,21 +38,18 @@ def model_digest(program: Program) -> str:
     weights."""
     inputs = [(tuple(x.shape), str(x.dtype)) for x in program.example_inputs]
     names = program.input_names, program.output_names, program.names
-    digest = hashlib.sha256(f"{program.fingerprint()}|{inputs}|{names}|{program.dynamic}|{program.caches}\n".encode())
-    for name in sorted(program.info):
-        value = program.weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    weights = digest([[program.weights[name] for name in sorted(program.info)]])
+    text = f"{program.fingerprint()}|{inputs}|{names}|{program.dynamic}|{program.caches}|{weights}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
 def code_digest() -> str:
     """The SHA-256 of this package's code: what another state of it left behind is not to be used."""
-    digest = hashlib.sha256()
+    code = hashlib.sha256()
     for file in sorted(_code()):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+        code.update(file.read_bytes())
+    return code.hexdigest()
 
 
 def _code() -> Iterator[Path]:

@@ -21,7 +21,7 @@ from fxslim.graph.errors import FxslimError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
 from fxslim.identity import key_of
-from fxslim.latency_plans import Attempt, LatencyPlans, refuse_untimed
+from fxslim.latency_plans import Attempt, LatencyPlans, MeasuredPlan, refuse_untimed
 from fxslim.operator_times import machine_of
 from fxslim.outputs import write_json_atomic, write_text_atomic
 from fxslim.passes.methods import settings
@@ -35,28 +35,17 @@ from fxslim.subject import Subject
 if TYPE_CHECKING:
     from fxslim.passes.importance import Importance
 
-__all__ = ["Made", "Paced", "asked_of", "make_slim", "plan_key"]
+__all__ = ["Made", "asked_of", "make_slim", "plan_key"]
 
 _SERVING = (
-    "evaluation", "opset", "provider", "threads", "latency_seconds", "sizes", "loader_compatible", "onnx_dtype",
-    "quantize", "max_quality_loss", "min_speedup", "max_bytes", "max_parity_error", "model", "calibration",
-    "trust_pt2", "trust_remote_code",
+    "evaluation", "opset", "provider", "threads", "latency_seconds", "sizes", "onnx_dtype", "quantize",
+    "max_quality_loss", "min_speedup", "max_bytes", "max_parity_error", "model", "calibration", "trust_pt2",
+    "trust_remote_code",
 )  # fmt: skip
 """Options that no plan depends on; model and data are known by their hashes."""
 
 _TIMED = ("opset", "threads", "sizes")  # on which a plan by latency does depend
 _PLAN, _FACTS, _SLIM, _PREPARED, _CURVES = "plan.json", "facts.json", "slim", "prepared", "curves.safetensors"
-
-
-@dataclass(frozen=True)
-class Paced:
-    """How a plan by latency was found: the share of the time that was asked for, and what each attempt took."""
-
-    keep: float
-    multiple: int
-    chosen: Attempt
-    attempts: tuple[Attempt, ...]
-    missed: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class Made:
     program: Program
     analysis: Analysis  # of the program that the plan was applied to: subspaces are in their bases there
     restoration: dict[str, Any] | None
-    paced: Paced | None
+    paced: MeasuredPlan | None  # where the plan was made by latency
     curves: Mapping[str, Tensor] = field(default_factory=dict)  # losses at every size that a global budget went by
 
 
@@ -101,7 +90,6 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
 def plan_key(options: SlimOptions, subject: Subject) -> str:
     """A name for all that the result of this step depends on."""
     said = {k: v for k, v in vars(options).items() if k not in _SERVING or (options.of == "latency" and k in _TIMED)}
-    said["loader_compatible"] = options.loader_compatible
     if options.plan is not None:
         said["plan"] = Path(options.plan).expanduser().read_text(encoding="utf-8")
     data = None if subject.calibration is None else subject.calibration.digest()
@@ -145,7 +133,7 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
 
 def _planned(
     options: SlimOptions, subject: Subject, analysis: Analysis, asked: Mapping[str, Any]
-) -> tuple[Plan, Applied, Paced | None]:
+) -> tuple[Plan, Applied, MeasuredPlan | None]:
     if options.of != "latency":
         rounding = 1 if options.round_to is None else options.round_to
         plan, applied = compress(analysis, options.keep, width=options.width, of=options.of, round_to=rounding, **asked)
@@ -157,15 +145,13 @@ def _planned(
             threads=options.threads, scratch=Path(scratch), opset=options.opset,
         )  # fmt: skip
         found = work.compress(options.keep, round_to=options.round_to, **asked)
-    paced = Paced(found.keep, found.multiple, found.chosen, found.attempts, found.missed)
-    return found.plan, found.applied, paced
+    return found.plan, found.applied, found
 
 
 def _keep(stages: Stages, key: str, made: Made, given: Analysis) -> None:
     with stages.keep(key) as folder:
         write_text_atomic(folder / _PLAN, made.plan.to_json())
-        paced = None if made.paced is None else asdict(made.paced)
-        write_json_atomic(folder / _FACTS, {"restoration": made.restoration, "paced": paced})
+        write_json_atomic(folder / _FACTS, {"restoration": made.restoration, "paced": _pace(made.paced)})
         save_file({name: losses.contiguous().clone() for name, losses in made.curves.items()}, folder / _CURVES)
         save(made.program, folder / _SLIM)
         if made.analysis.program is not given.program:
@@ -183,11 +169,19 @@ def _earlier(folder: Path | None, given: Analysis) -> Made | None:
         plan.selection(analysis)
     except (FxslimError, SafetensorError, OSError, ValueError):
         return None  # whatever is wrong with it, making it again is right
-    return Made(plan, program, analysis, facts["restoration"], _paced(facts["paced"]), curves)
+    paced = None if facts["paced"] is None else _paced(facts["paced"], plan, Applied(program, None, analysis))
+    return Made(plan, program, analysis, facts["restoration"], paced, curves)
 
 
-def _paced(facts: Mapping[str, Any] | None) -> Paced | None:
-    if facts is None:
+def _pace(found: MeasuredPlan | None) -> dict[str, Any] | None:
+    """How a plan by latency was found, as JSON values."""
+    if found is None:
         return None
+    attempts = [asdict(a) for a in found.attempts]
+    return {"keep": found.keep, "multiple": found.multiple, "chosen": asdict(found.chosen), "attempts": attempts}
+
+
+def _paced(facts: Mapping[str, Any], plan: Plan, applied: Applied) -> MeasuredPlan:
+    """The same read back."""
     attempts = tuple(Attempt(**a) for a in facts["attempts"])
-    return Paced(facts["keep"], facts["multiple"], Attempt(**facts["chosen"]), attempts, facts["missed"])
+    return MeasuredPlan(plan, applied, facts["keep"], facts["multiple"], Attempt(**facts["chosen"]), attempts)

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fxslim.graph.errors import InputError
+from fxslim.graph.files import sync
 
 __all__ = [
     "MANIFEST",
@@ -197,7 +198,7 @@ def replace_whole(new: Path, path: Path, previous: Path | None = None) -> None:
             os.replace(away, path)
             raise
         shutil.rmtree(away)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -288,13 +289,13 @@ def write_manifest(root: Path, facts: dict[str, Any]) -> None:
         if file.is_symlink():
             raise InputError("a result may not hold links", at=str(file.relative_to(root)), remedy="copy the file")
         if file.is_file():
-            _sync(file)
+            sync(file)
             name = file.relative_to(root).as_posix()
             files.append({"path": name, "bytes": file.stat().st_size, "sha256": _sha256(file)})
     if not files:
         raise InputError("a result without files is none", at=str(root))
     write_json_atomic(root / MANIFEST, {**facts, "format": _FORMAT, "files": files})
-    _sync(root)
+    sync(root)
 
 
 def _sha256(file: Path) -> str:
@@ -303,14 +304,3 @@ def _sha256(file: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Asks the system to put the file or directory on the disk before its name changes."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a directory; its renames are journaled
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from fxslim.cli import app
 from tests.fxslim.factories import CLASSIFIER, write_data
-from tests.fxslim.samples import POSITIONS, TEXT, VOCABULARY
+from tests.fxslim.samples import TEXT, save_opt
 
 __all__ = ["Place", "whole"]
 
@@ -97,7 +93,7 @@ def whole(root: Path) -> Place:
     place = Place(root)
     write_data(place.data)
     place.text.write_text(TEXT)
-    _language_model(place.model)
+    save_opt(place.model)
     _run("plan", CLASSIFIER, "--width", "0.5", "-o", str(place.plan))
     _run("slim", CLASSIFIER, "--width", "0.5", "--latency-seconds", "0.05", "-o", str(place.result))
     return place
@@ -106,17 +102,3 @@ def whole(root: Path) -> Place:
 def _run(*words: str) -> None:
     found = CliRunner().invoke(app, list(words))
     assert found.exit_code == 0, found.output
-
-
-def _language_model(directory: Path) -> None:
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=POSITIONS, dropout=0.0, pad_token_id=0, bos_token_id=0,
-        eos_token_id=0,
-    )  # fmt: skip
-    OPTForCausalLM(config).save_pretrained(directory)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([TEXT], vocab_size=VOCABULARY, special_tokens=["<eos>"], show_progress=False)
-    names: Sequence[str] = ("eos_token", "pad_token")
-    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **dict.fromkeys(names, "<eos>")).save_pretrained(directory)

@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fxslim import plugins
 
 TINY = Path(__file__).parents[1] / "plugin" / "fxslim_tiny.py"
 ENTRIES = {
@@ -40,3 +43,15 @@ def fxslim(folder: Path, *words: str | Path, **environment: str) -> subprocess.C
     env = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "80", "FXSLIM_DEBUG": "0", **environment}
     command = [sys.executable, "-m", "fxslim", *map(str, words)]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=folder)
+
+
+class _Undo(Exception):
+    pass
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What is registered in a block is gone after it."""
+    with suppress(_Undo), plugins._undone_on_error():
+        yield
+        raise _Undo

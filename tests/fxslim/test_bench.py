@@ -65,7 +65,7 @@ def test_without_sizes_those_of_the_report_are_timed_and_printed(result: Path) -
 
 
 def test_what_cannot_be_timed_is_refused(result: Path, tmp_path: Path) -> None:
-    refused(run("bench", tmp_path), "no result of `fxslim slim`")
+    refused(run("bench", tmp_path), "there is no report here", "give a result of `fxslim slim`")
     refused(timed(result, "--sizes", "rows=3"), "no dynamic dimension 'rows'", "batch")
     refused(timed(result, "--sizes", "batch"), "no size of a dimension")
     refused(timed(result, original="bundled:opt-python"), "the slim model")

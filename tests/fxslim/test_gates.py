@@ -70,8 +70,8 @@ def test_quality_is_lost_as_a_share_of_the_original(limit: float, ok: bool) -> N
 def test_a_score_may_be_better_when_higher() -> None:
     assert quality_loss(accuracy(0.9), accuracy(0.873)) == pytest.approx(0.03)
     assert quality_loss(accuracy(0.9), accuracy(0.99)) == pytest.approx(-0.1)
-    assert quality_loss(accuracy(0.0), accuracy(0.0)) == 0
-    assert quality_loss(perplexity(0.0), perplexity(1.0)) == math.inf
+    for nothing, after in ((accuracy(0.0), accuracy(0.0)), (perplexity(0.0), perplexity(1.0))):
+        assert not only(asked(max_quality_loss=9.0), measured(scores=(nothing, after))).ok
     assert only(asked(max_quality_loss=0.0), measured(scores=(accuracy(0.9), accuracy(0.9)))).ok
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 
 from fxslim import olive as olive_pass
 from fxslim.graph.errors import InputError
+from tests.fxslim.samples import save_untrained_opt
 
 olive = pytest.mark.skipif(find_spec("olive") is None, reason="Olive is not installed: see `make test`")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Olive and of what it imports
@@ -38,16 +38,7 @@ def olive_run(folder: Path, workflow: dict[str, Any]) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers
-
-    path = tmp_path_factory.mktemp("model")
-    config = transformers.OPTConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, ffn_dim=32, word_embed_proj_dim=16,
-        max_position_embeddings=48,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.OPTForCausalLM(config).eval().save_pretrained(path)
-    return path
+    return save_untrained_opt(tmp_path_factory.mktemp("model"))
 
 
 def workflow(model: Path, **options: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 import typer
 
 from fxslim.cli import app
+from tests.fxslim.samples import save_untrained_opt
 
 # Without the integration's folder on the path there is an optimum, but no subcommand.
 optimum = pytest.mark.skipif(
@@ -36,20 +37,7 @@ def optimum_cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers
-
-    path = tmp_path_factory.mktemp("model")
-    config = transformers.OPTConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, ffn_dim=32, word_embed_proj_dim=16,
-        max_position_embeddings=48,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    made = transformers.OPTForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():  # so that no two logits are nearly the same
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    made.save_pretrained(path)
-    return path
+    return save_untrained_opt(tmp_path_factory.mktemp("model"))
 
 
 def test_the_help_of_optimum_lists_it_and_its_own_has_every_option_of_slim() -> None:

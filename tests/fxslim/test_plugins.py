@@ -23,7 +23,7 @@ from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
 from fxslim.passes.methods import METHODS, Settings, settings
 from fxslim.passes.prepare import PREPARATIONS
-from tests.fxslim.plugin_distribution import TINY, install
+from tests.fxslim.plugin_distribution import TINY, forgotten, install
 from tests.fxslim.plugin_distribution import fxslim as command
 
 aten = torch.ops.aten
@@ -31,15 +31,9 @@ FAST = ("--latency-seconds", "0.1")
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    with pytest.raises(_Undo), plugins._undone_on_error():
+def nothing_stays() -> Iterator[None]:
+    with forgotten():
         yield
-        raise _Undo
-
-
-class _Undo(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -10,26 +10,21 @@ import pytest
 import torch
 
 import fxslim
-from fxslim import plugins
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import CheckError, RuleError, VerifyError
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
 from fxslim.testing import Sample, check_pass, check_rule
+from tests.fxslim.plugin_distribution import forgotten
 
 aten = torch.ops.aten
 NORMED = (torch.randn(2, 3, 5), -1)
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    with pytest.raises(_Undo), plugins._undone_on_error():
+def nothing_stays() -> Iterator[None]:
+    with forgotten():
         yield
-        raise _Undo
-
-
-class _Undo(Exception):
-    pass
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from fxslim.graph.errors import AnalysisError
+from fxslim.graph.stores import WeightStore
 
 __all__ = ["DynamicShapes", "Program", "Weight", "WeightStore", "bind_symbols"]
 
@@ -37,32 +38,6 @@ class Weight:
     def numel(self) -> int:
         """Number of elements."""
         return torch.Size(self.shape).numel()
-
-
-class WeightStore(MutableMapping[str, torch.Tensor]):
-    """Hands out a tensor by name. This one holds them in memory; passes ask for one at a time."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._tensors = dict(tensors)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
-
-    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
-        self._tensors[name] = tensor
-
-    def __delitem__(self, name: str) -> None:
-        del self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def copy(self) -> WeightStore:
-        """A store over the same tensors: replacing one in the copy leaves this store as it is."""
-        return WeightStore(self._tensors)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from fxslim.graph.axes.rules import REGISTRY
 from fxslim.graph.capture import capture_exported, export_strategies
 from fxslim.graph.errors import CaptureError, FxslimError, InputError
 from fxslim.graph.program import Program, Weight, WeightStore
+from fxslim.graph.stores import write_safetensors
 
 __all__ = ["GRAPH_FILE", "INPUTS_FILE", "WEIGHTS_FILE", "is_saved_program", "load", "save"]
 
@@ -72,9 +73,7 @@ def save(program: Program, directory: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in program.weights.items()}, temporary / WEIGHTS_FILE
-        )
+        write_safetensors(temporary / WEIGHTS_FILE, program.weights)
         inputs = zip(program.input_names, program.example_inputs, strict=True)
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in inputs}, temporary / INPUTS_FILE)
         (temporary / GRAPH_FILE).write_text(text, encoding="utf-8")

@@ -38,9 +38,10 @@ def _verify_weights(program: Program) -> None:
     if len(nodes) != len(program.graph.find_nodes(op="get_attr")):
         raise VerifyError("a weight is read by more than one node", remedy="share the node: a weight is cut once")
     for name, node in nodes.items():
-        info, tensor = program.info.get(name), program.weights.get(name)
-        if info is None or tensor is None:
+        info = program.info.get(name)
+        if info is None or name not in program.weights:
             raise VerifyError(f"the graph reads the weight {name!r}, which the program does not have", at=where(node))
+        tensor = program.weights.entry(name)
         if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
             found, recorded = f"{tensor.dtype} {tuple(tensor.shape)}", f"{info.dtype} {info.shape}"
             raise VerifyError(f"the weight {name!r} is {found}, recorded as {recorded}", at=where(node))

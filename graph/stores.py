@@ -1,0 +1,234 @@
+"""Weights by name that need not be in memory: in files of safetensors, or spilled to a scratch folder.
+
+A weight that is on disk is read anew each time it is asked for, into memory of its own: nothing is mapped, so what a
+process holds is what it was asked to hold. Whoever needs one several times in a row says so with `holding`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxslim.graph.errors import InputError
+
+__all__ = ["FileTensor", "Spill", "WeightStore", "read_header", "write_safetensors"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16,
+    "U32": torch.uint32, "U64": torch.uint64,
+}  # fmt: skip
+"""Element types of safetensors."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LONGEST_HEADER = 100_000_000  # bytes, as the library of the format has it
+SPILLED_FROM = 1 << 16  # bytes: less is not worth a file
+
+
+@dataclass(frozen=True, eq=False)
+class FileTensor:
+    """A tensor in a file: contiguous, little-endian, from `offset` on."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """Its values, in memory of their own.
+
+        Raises:
+            InputError: the file is gone, or ends too early.
+        """
+        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset)
+                while done < self.nbytes and (got := file.readinto(view[done:])):
+                    done += got
+        except OSError as error:
+            raise InputError(f"weights cannot be read: {error.strerror or error}", at=str(self.path)) from error
+        if done < self.nbytes:
+            raise InputError("the file of weights was cut short while it was in use", at=str(self.path))
+        return data.view(self.dtype).reshape(self.shape) if self.nbytes else torch.empty(self.shape, dtype=self.dtype)
+
+
+class Spill:
+    """A folder that tensors are written to; the file of one goes when nobody refers to it any more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count()
+
+    def put(self, tensor: Tensor) -> FileTensor:
+        """The tensor, written.
+
+        Raises:
+            InputError: the folder is full or cannot be written.
+        """
+        path = self.folder / f"{os.getpid()}-{next(self._numbers)}.bin"
+        try:
+            with path.open("wb") as file:
+                file.write(_bytes(tensor))
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InputError(
+                f"weights cannot be spilled to disk: {error.strerror or error}",
+                at=str(self.folder),
+                remedy="free space there, or name another folder",
+            ) from error
+        made = FileTensor(path, 0, tuple(tensor.shape), tensor.dtype)
+        weakref.finalize(made, path.unlink, missing_ok=True)
+        return made
+
+
+class WeightStore(MutableMapping[str, Tensor]):
+    """Hands out a tensor by name, from memory or from disk. Passes ask for one at a time.
+
+    With a `spill`, what is put in goes to disk too, unless it is small.
+    """
+
+    def __init__(self, entries: Mapping[str, Tensor | FileTensor], spill: Spill | None = None) -> None:
+        self._entries: dict[str, Tensor | FileTensor] = (
+            dict(entries._entries) if isinstance(entries, WeightStore) else dict(entries)
+        )
+        self.spill = spill
+        self._held: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if isinstance(entry, Tensor):
+            return entry
+        return self._held[name] if name in self._held else entry.read()
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._held.pop(name, None)
+        big = self.spill is not None and tensor.nbytes >= SPILLED_FROM and not tensor.is_meta
+        self._entries[name] = self.spill.put(tensor) if big and self.spill is not None else tensor
+
+    def __delitem__(self, name: str) -> None:
+        self._held.pop(name, None)
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, name: str) -> Tensor | FileTensor:
+        """The tensor, or where it is: shape and type are known without reading it."""
+        return self._entries[name]
+
+    def link(self, name: str, entry: Tensor | FileTensor) -> None:
+        """Puts in what `entry` of another store returned: nothing is copied."""
+        self._held.pop(name, None)
+        self._entries[name] = entry
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether any weight is on disk."""
+        return any(isinstance(entry, FileTensor) for entry in self._entries.values())
+
+    def copy(self) -> WeightStore:
+        """A store over the same tensors: replacing one in the copy leaves this store as it is."""
+        return WeightStore(self._entries, self.spill)
+
+    def empty(self) -> WeightStore:
+        """A store without weights that spills where this one does."""
+        return WeightStore({}, self.spill)
+
+    @contextmanager
+    def holding(self, names: Iterable[str]) -> Iterator[None]:
+        """Reads weights once and keeps them in memory until the end of the block."""
+        mine = [n for n in names if n not in self._held and isinstance(self._entries.get(n), FileTensor)]
+        for name in mine:
+            self._held[name] = self[name]
+        try:
+            yield
+        finally:
+            for name in mine:
+                self._held.pop(name, None)
+
+
+def read_header(path: Path) -> dict[str, FileTensor]:
+    """The tensors of a file of safetensors, none of them read.
+
+    Raises:
+        InputError: the file cannot be read, or its header says what cannot be.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(_LONGEST_HEADER, size - 8):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        return {
+            str(name): _described(path, said, 8 + length, size) for name, said in header.items()
+            if name != "__metadata__"
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the file of weights is damaged or cut off: {error}", at=str(path), remedy="download or save it again"
+        ) from error
+
+
+def _described(path: Path, said: Any, start: int, size: int) -> FileTensor:
+    first, last = (int(offset) for offset in said["data_offsets"])
+    shape = tuple(int(n) for n in said["shape"])
+    if said["dtype"] not in DTYPES:
+        raise ValueError(f"the element type {said['dtype']!r} is unknown")
+    found = FileTensor(path, start + first, shape, DTYPES[said["dtype"]])
+    if min(shape, default=0) < 0 or first < 0 or last - first != found.nbytes or start + last > size:
+        raise ValueError(f"a tensor of shape {shape} in the bytes {first} to {last}")
+    return found
+
+
+def write_safetensors(path: Path, weights: WeightStore, names: Iterable[str] | None = None) -> None:
+    """Writes weights to a file of safetensors one by one, so that no two are in memory.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    listed = sorted(weights if names is None else names, key=lambda n: (-weights.entry(n).dtype.itemsize, n))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    described: dict[str, Any] = dict(header)
+    for name in listed:
+        entry = weights.entry(name)
+        described[name] = {
+            "dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [end, end + entry.nbytes],
+        }  # fmt: skip
+        end += entry.nbytes
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in listed:
+            file.write(_bytes(weights[name]))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"")  # type: ignore[arg-type]

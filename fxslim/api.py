@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.capture import capture
-from fxslim.graph.errors import InputError, PlanError
+from fxslim.graph.errors import CheckError, InputError, PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
 from fxslim.passes.bases import in_bases, rebase_for
@@ -28,6 +28,7 @@ from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.restore_shared import restore_shared
 from fxslim.passes.share_branches import before_sharing, shared_weights, sharing_steps
 from fxslim.passes.spec import spec_name
+from fxslim.passes.team import current_team
 
 __all__ = [
     "Applied",
@@ -156,6 +157,7 @@ def compress(
     if options.get("share") and restore == "bias":
         raise _shared_biases()
     made = plan_and_restore(analysis, keep, calibration=batches, **options)
+    _require_one_plan(made.plan)
     if restore is not None:  # so that applying the plan again does the same
         made = replace(made, plan=replace(made.plan, options={**made.plan.options, "restore": restore}))
     if made.restoration is not None and restore in (None, "least-squares"):
@@ -164,6 +166,21 @@ def compress(
     given = analysis if options.get("share") else made.analysis  # shared weights are refitted from the original ones
     data = made.calibration or batches
     return made.plan, apply_plan(given, made.plan, restore, data, options.get("progress"))
+
+
+def _require_one_plan(plan: Plan) -> None:
+    """Returns if all processes that share the data have made the same plan.
+
+    Raises:
+        CheckError: else: they run other versions, or on processors that round differently.
+    """
+    mine = plan.to_json()
+    if current_team().handed(mine) != mine:
+        raise CheckError(
+            "the processes have made different plans of the same statistics",
+            rule="what is decided from sums that are shared has to be the same everywhere",
+            remedy="run all processes with the same versions and on the same kind of machine",
+        )
 
 
 def prove(

@@ -125,6 +125,7 @@ def influences(program: Program, branches: Sequence[Branch], batches: Sequence[S
         walk.advance_to(branch.add)
         pairs = zip(walk.values(branch.skip), walk.values(branch.branch), strict=True)
         dim = _CHANNELS if branch.add.meta["val"].dim() == _IMAGES else -1
-        cosines = torch.cat([F.cosine_similarity(x.double(), (x + f).double(), dim=dim).flatten() for x, f in pairs])
-        found[branch.add.name] = float(1 - cosines.mean())
+        cosines = (F.cosine_similarity(x.double(), (x + f).double(), dim=dim) for x, f in pairs)
+        total, count = walk.total(torch.stack([c.sum(), c.new_tensor(c.numel())]) for c in cosines)
+        found[branch.add.name] = float(1 - total / count)
     return found

@@ -126,7 +126,10 @@ class Chooser:
             count, score = self.counts[group.axis], self._early.get(group.name)
             if score is None:
                 own = [(c, moment if c is consumer else walk.moment(c)) for c in self._own[group.name]]
-                mask = choose(self.analysis, self.importance, own, group, count)
+                mask = walk.team.solved(
+                    len(self._undecided),
+                    lambda g=group, c=count, o=own: choose(self.analysis, self.importance, o, g, c),
+                )
             else:
                 mask = top(score, count)
             decided[group.axis] = Kept(group.batch, mask)

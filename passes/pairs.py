@@ -88,5 +88,6 @@ def _weighed(consumer: Consumer, metric: Metric, walk: CalibrationWalk | None, f
     walk.advance_to(consumer.node)
     if metric == "whitened":
         return walk.moment(consumer).matrix[0, :-1, :-1] @ first.mT
-    columns = torch.cat([consumer.columns(value)[0].double().abs() for value in walk.values(consumer.source)])
-    return columns.mean(0).pow(2 * _ALPHA).unsqueeze(1) * first.mT
+    columns = (consumer.columns(value)[0].double().abs() for value in walk.values(consumer.source))
+    sums = walk.total(torch.cat([c.sum(0), c.new_tensor([len(c)])]) for c in columns)
+    return (sums[:-1] / sums[-1]).pow(2 * _ALPHA).unsqueeze(1) * first.mT

@@ -14,6 +14,7 @@ from fxslim.passes.divergence import divergence
 from fxslim.passes.restore import Progress
 from fxslim.passes.stream_curve import interpolated
 from fxslim.passes.survey import Curve
+from fxslim.passes.team import current_team
 
 __all__ = ["probe"]
 
@@ -27,21 +28,30 @@ def probe(
     `analysis` is that of the program for which the curves hold: for subspaces the one in their bases, for selections
     and ranks the original, whose weights they have refitted.
     """
-    work = _Probe(analysis, inputs)
+    work, team = _Probe(analysis, inputs), current_team()
     order = sorted(curves, key=lambda name: work.start(name, curves[name]))
     for number, name in enumerate(order):
         curve = curves[name]
         if progress is not None:
             progress(f"probe: {name}", number, len(order))
         work.advance_to(work.start(name, curve))
-        group = None if curve.mask is None else analysis.group(name)
-        if curve.readers is None:
-            curve.effect = work.effect(group, curve.mask, curve.weights)
-            curve.weights.clear()
-            continue
-        effects = curve.readers.effects(partial(work.effect, group), analysis.program)
-        curve.losses, curve.effect = interpolated(len(curve.losses) - 1, effects), max(effects.values())
-        curve.readers.moments.clear()
+        if team.turn(number):
+            _measure(work, None if curve.mask is None else analysis.group(name), curve, analysis)
+        curve.weights.clear()
+        if curve.readers is not None:
+            curve.readers.moments.clear()
+    found = team.gathered({n: (curves[n].losses, curves[n].effect) for i, n in enumerate(order) if team.turn(i)})
+    for name, (losses, effect) in found.items():
+        curves[name].losses, curves[name].effect = losses, effect
+
+
+def _measure(work: _Probe, group: Group | None, curve: Curve, analysis: Analysis) -> None:
+    """Sets the effect of one curve."""
+    if curve.readers is None:
+        curve.effect = work.effect(group, curve.mask, curve.weights)
+        return
+    effects = curve.readers.effects(partial(work.effect, group), analysis.program)
+    curve.losses, curve.effect = interpolated(len(curve.losses) - 1, effects), max(effects.values())
 
 
 class _Probe:

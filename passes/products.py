@@ -138,10 +138,10 @@ def product_scores(
         if own:
             walk.advance_to(node)
         for group, contraction in own:
-            sides = [walk.values(contraction.call.operands[i]) for i in contraction.sides]
-            for batch, left, right in zip(batches, *sides, strict=True):
-                symbols = bind_symbols(analysis.program, batch)
-                total[group.name] += _costs(analysis, group, contraction, left, right, symbols, importance)
+            left, right = (walk.values(contraction.call.operands[i]) for i in contraction.sides)
+            symbols = (bind_symbols(analysis.program, batches[i]) for i in walk.mine)
+            parts = zip(left, right, symbols, strict=True)
+            total[group.name] += walk.total(_costs(analysis, group, contraction, *p, importance) for p in parts)
     return total
 
 

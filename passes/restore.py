@@ -18,7 +18,7 @@ from fxslim.passes.batch_norms import BatchNorm, Compared, find_batch_norms, ree
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import Chooser
 from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
-from fxslim.passes.statistics import CalibrationWalk, SecondMoment, split_sums
+from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 
 __all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "few_tokens", "restore_weights"]
 
@@ -155,13 +155,14 @@ class _Restorer:
     def consumer(self, consumer: Consumer) -> None:
         """Decides what is open, and refits."""
         columns = map(consumer.columns, self.walk.values(consumer.source))
-        train, held_out = split_sums(columns, self.walk.batches, self.walk.passes, SecondMoment.of)
+        train, held_out = self.walk.split(columns, SecondMoment.of)
         if self.chooser is not None:
             decided = self.chooser.decide(consumer, self.walk, train + held_out)
             self.evaluator.selection = Selection({**self.evaluator.selection.kept, **decided})
         matrix, bias = consumer.parameters(self.analysis.program)
         restored = refit if self.by == "least-squares" else shift_bias
-        result = restored(matrix, bias, consumer.kept_columns(self.evaluator.selection), train, held_out)
+        kept = consumer.kept_columns(self.evaluator.selection)
+        result = self.walk.team.solved(len(self.rows), lambda: restored(matrix, bias, kept, train, held_out))
         if result.accepted:
             self._store(consumer.stored(self.analysis.program, result.weight, result.bias))
         tokens = result.tokens // self.walk.passes
@@ -173,7 +174,7 @@ class _Restorer:
     def norm(self, norm: BatchNorm) -> None:
         """Estimates the statistics anew where the input changed."""
         columns = (Compared.columns(*pair) for pair in self.walk.pairs(norm.source))
-        train, held_out = split_sums(columns, self.walk.batches, 1, Compared.of)
+        train, held_out = self.walk.split(columns, Compared.of, passes=1)
         seen = train + held_out
         if not seen.changed:
             return
@@ -186,7 +187,7 @@ class _Restorer:
         old = self._original(norm.mean), self._original(norm.variance)
         now = self.evaluator.weight(norm.mean), self.evaluator.weight(norm.variance)
         scale = None if norm.scale is None else self._original(norm.scale)
-        result = reestimate(old, now, scale, norm.eps, train, held_out)
+        result = self.walk.team.handed(reestimate(old, now, scale, norm.eps, train, held_out))
         found = {n: v.to(w.dtype) for n, v, w in zip(names, (result.mean, result.variance), old, strict=True)}
         if not all(bool(v.isfinite().all()) for v in found.values()):
             result = replace(result, changed="", after=result.before, reason=f"too large for {old[0].dtype}")

@@ -25,7 +25,7 @@ from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.divergence import divergence
 from fxslim.passes.refit import LADDER
 from fxslim.passes.restore import Progress, Restoration, RestoredConsumer, few_tokens
-from fxslim.passes.statistics import CalibrationWalk, SecondMoment, split_sums
+from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 
 __all__ = ["Use", "restore_shared", "solve_shared"]
 
@@ -191,7 +191,7 @@ class _Restorer:
             walk.advance_to(consumer.node)
             columns = [consumer.columns(value) for value in walk.values(consumer.source)]
             both = [torch.cat([z, x], dim=2) for x, z in zip(columns[::2], columns[1::2], strict=True)]
-            found[consumer] = split_sums(both, len(both), 1, SecondMoment.of)
+            found[consumer] = walk.split(both, SecondMoment.of, passes=1)
         return [found[c] for c in sites.consumers]
 
     def _uses(self, sites: _Sites, moments: Sequence[tuple[SecondMoment, SecondMoment]]) -> list[tuple[Use, Use]]:

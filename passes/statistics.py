@@ -2,7 +2,8 @@
 by side.
 
 The walk stops before a consumer, for all batches, so that what comes later sees the already compressed upstream.
-Between stops only the values that are still needed are alive.
+Between stops only the values that are still needed are alive. Where several processes share the data, each walks with
+its own batches, and the sums are those of all.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch import Tensor, fx
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import Consumer
+from fxslim.passes.team import Team, current_team, nothing_of
 
-__all__ = ["CalibrationWalk", "SecondMoment", "digest", "split_sums"]
+__all__ = ["CalibrationWalk", "SecondMoment", "digest"]
 
 HELD_OUT_EVERY = 8  # one batch in so many judges what the others led to
 
@@ -73,20 +75,11 @@ class SecondMoment:
         return (squares - sums.square() / max(1, self.count)).clamp(min=0)
 
 
-def split_sums(columns: Iterable[Tensor], batches: int, passes: int, of: Callable[[Tensor], S]) -> tuple[S, S]:
-    """The sums of a statistic over the part of the data that is learned from, and over the part that is held out.
-
-    `columns` are values [g, tokens, k], those of the `passes` of a batch one after the other. Whole batches are held
-    out; of a single batch every eighth row, the same rows of every pass.
-    """
-    if batches == 1:
-        every = list(columns)
-        held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        kept, left = ([of(part[:, rows]) for part in every] for rows in (~held, held))
-        return reduce(operator.add, kept), reduce(operator.add, left)
-    learned = (batches - max(1, batches // HELD_OUT_EVERY)) * passes
-    parts = map(of, columns)
-    return reduce(operator.add, itertools.islice(parts, learned)), reduce(operator.add, parts)
+def split_rows(every: Sequence[Tensor], of: Callable[[Tensor], S]) -> tuple[S, S]:
+    """The sums of a statistic of [g, tokens, k] over most rows, and over every eighth."""
+    held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    kept, left = ([of(part[:, rows]) for part in every] for rows in (~held, held))
+    return reduce(operator.add, kept), reduce(operator.add, left)
 
 
 def digest(batches: Iterable[Iterable[Tensor]]) -> str:
@@ -106,14 +99,18 @@ class CalibrationWalk:
     """
 
     def __init__(
-        self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]], companion: Evaluator | None = None
-    ) -> None:
+        self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]], companion: Evaluator | None = None,
+        team: Team | None = None,
+    ) -> None:  # fmt: skip
+        """`team` are the processes that divide the batches, by default those that this one is among."""
         if not batches:
             raise InputError("the calibration data is empty", remedy="give at least one batch")
         self.evaluator = evaluator
         self._evaluators = [evaluator] if companion is None else [evaluator, companion]
-        self._runs = [(e, e.bind(batch)) for batch in batches for e in self._evaluators]
+        self.team = current_team() if team is None else team
         self.batches = len(batches)
+        self.mine = self.team.share(len(batches))
+        self._runs = [(e, e.bind(batches[i])) for i in self.mine for e in self._evaluators]
         self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
         self._position = 0
@@ -133,9 +130,28 @@ class CalibrationWalk:
 
     def moment(self, consumer: Consumer) -> SecondMoment:
         """The second moment of a consumer's input over all batches."""
-        return reduce(
-            SecondMoment.__add__, (SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source))
-        )
+        return self.total(SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source))
+
+    def total(self, parts: Iterable[S]) -> S:
+        """The sum of what the batches give one by one, those of all processes."""
+        return self.team.total(reduce(operator.add, parts))
+
+    def split(self, columns: Iterable[Tensor], of: Callable[[Tensor], S], *, passes: int | None = None) -> tuple[S, S]:
+        """The sums of a statistic over the part of the data that is learned from, and over the part that is held out.
+
+        `columns` are values [g, tokens, k], those of the `passes` of a batch one after the other, by default as many as
+        there are evaluators. Whole batches are held out; of a single batch every eighth row, the same rows of every
+        pass.
+        """
+        passes = self.passes if passes is None else passes
+        if self.batches == 1:
+            return split_rows(list(columns), of)
+        learned = self.batches - max(1, self.batches // HELD_OUT_EVERY)
+        parts, own = map(of, columns), sum(i < learned for i in self.mine) * passes
+        first = [reduce(operator.add, itertools.islice(parts, own))] if own else []
+        second = [reduce(operator.add, parts)] if len(self.mine) * passes > own else []
+        kept, left = first or [nothing_of(second[0])], second or [nothing_of(first[0])]
+        return self.team.total(kept[0]), self.team.total(left[0])
 
     def pairs(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
         """The value of `node` in every batch beside that of the companion."""
@@ -144,7 +160,7 @@ class CalibrationWalk:
         return zip(values, values, strict=True)
 
     def values(self, node: fx.Node) -> Iterator[Tensor]:
-        """The value of `node` in every batch, from each evaluator.
+        """The value of `node` in every batch of this process, from each evaluator.
 
         Raises:
             InputError: a value is not finite: the calibration data or the model overflows.
@@ -152,8 +168,9 @@ class CalibrationWalk:
         for number, (evaluator, environment) in enumerate(self._runs):
             value = evaluator.value(node, environment)
             if not bool(torch.isfinite(value).all()):
+                batch = self.mine[number // self.passes]
                 raise InputError(
-                    f"the activation {node.name!r} is not finite for calibration batch {number // self.passes}",
+                    f"the activation {node.name!r} is not finite for calibration batch {batch}",
                     remedy="check the calibration data for NaN or extreme values",
                 )
             yield value

@@ -155,11 +155,11 @@ def gather_at(
     group, sides = subspace.group, [s for s in subspace.sides if s.call is call]
     for side in sides:
         dims = analysis.axes.dims(side.operand)
-        for index, value in enumerate(walk.values(side.operand)):
-            if side.constant and index:
-                break  # the same for every batch
-            symbols = bind_symbols(analysis.program, batches[index])
-            found.add(side, moment(value, dims, group.axis, group.batch, side.dim, symbols))
+        parts = (
+            moment(value, dims, group.axis, group.batch, side.dim, bind_symbols(analysis.program, batches[i]))
+            for i, value in zip(walk.mine, walk.values(side.operand), strict=True)
+        )
+        found.add(side, next(parts) if side.constant else walk.total(parts))  # a constant is the same for every batch
     return len(sides)
 
 

@@ -14,6 +14,7 @@ from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.restore import FEW_TOKENS, Restoration, RestoredConsumer
 from fxslim.passes.statistics import CalibrationWalk
+from fxslim.passes.team import ALONE
 
 __all__ = ["Need", "RefitSummary", "expected_needs", "refit_needs", "scarcest", "summarize"]
 
@@ -58,7 +59,7 @@ def refit_needs(restoration: Restoration) -> tuple[Need, ...]:
 def expected_needs(analysis: Analysis, selection: Selection, batches: Sequence[Sequence[Tensor]]) -> tuple[Need, ...]:
     """What every refit of a selection will have. One batch is run to count the rows that it gives to each weight;
     the others are taken to give as many for each of their values."""
-    walk = CalibrationWalk(Evaluator(analysis.program), batches[:1])
+    walk = CalibrationWalk(Evaluator(analysis.program), batches[:1], team=ALONE)
     share = sum(batch[0].numel() for batch in batches) / max(batches[0][0].numel(), 1)
     needs = []
     for consumer in find_consumers(analysis.axes, selection)[0]:

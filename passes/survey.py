@@ -7,7 +7,7 @@ squared errors of calls that read the axis; a probe of each on the model's own o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,7 @@ from fxslim.passes.second_order import Elimination, Problem, eliminate
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.stream_curve import Readers
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at, leading
+from fxslim.passes.team import current_team
 
 __all__ = ["Curve", "Survey", "fitted", "survey"]
 
@@ -93,19 +94,21 @@ def survey(
         if progress is not None:
             progress(f"survey: {node.name}", number, len(nodes))
         collector.visit(node, walk, batches)
-    return Survey(collector.curves, collector.bases, tuple(subspaces), tuple(collector.notes))
+    curves, bases = collector.results()
+    return Survey(curves, bases, tuple(subspaces), tuple(collector.notes))
 
 
 class _Collector:
     """Gathers statistics call by call, and turns those of a group into its curve as soon as they are complete, so that
-    few moments are held at a time."""
+    few moments are held at a time. Of several processes each makes some of the curves."""
 
     def __init__(
         self, analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], matrices: Sequence[Matrix]
     ) -> None:
         self.analysis, self.subspaces = analysis, subspaces
-        self.curves: dict[str, Curve] = {}
-        self.bases: dict[str, Basis] = {}
+        self._team = current_team()
+        self._names: list[str] = []  # of curves, in the order in which their statistics were complete
+        self._mine: dict[str, tuple[Curve, Basis | None]] = {}
         self._matrices = {m.consumer.node: m for m in matrices}
         self._last: tuple[fx.Node, SecondMoment] | None = None  # of the input that several calls in a row read
         self.notes: list[str] = []
@@ -129,10 +132,11 @@ class _Collector:
                 done = gather_at(self.analysis, subspace, node, walk, batches, self._gathered[subspace.group.name])
                 self._sides[subspace.group.name] -= done
                 if not self._sides[subspace.group.name]:
-                    self._subspace(subspace)
+                    self._subspace_is_complete(subspace)
         if node in self._matrices:
             matrix = self._matrices[node]
-            self._rank(matrix, self._moment(matrix.consumer, walk))
+            moment = self._moment(matrix.consumer, walk)
+            self._solve(matrix.weight, lambda: self._rank(matrix, moment))
         names = [name for name, nodes in self._waiting.items() if node in nodes]
         if names:
             consumer = next(c for c in self._wanted[names[0]] if c.node is node)
@@ -140,9 +144,23 @@ class _Collector:
             for name in names:
                 self._waiting[name].discard(node)
                 if not self._waiting[name]:
-                    self._selection(self._groups[name])
+                    self._solve(name, lambda group=self._groups[name]: self._selection(group))  # type: ignore[misc]
             needed = {c.node for name, left in self._waiting.items() if left for c in self._wanted[name]}
             self._moments = {n: m for n, m in self._moments.items() if n in needed}
+
+    def results(self) -> tuple[dict[str, Curve], dict[str, Basis]]:
+        """All curves, and the bases of subspaces, by name."""
+        found = self._team.gathered({n: r for n, r in self._mine.items() if r[0].readers is None}) | {
+            n: r for n, r in self._mine.items() if r[0].readers is not None
+        }  # what reads a stream is no data to hand round: every process has it
+        bases = {name: basis for name in self._names if (basis := found[name][1]) is not None}
+        return {name: found[name][0] for name in self._names}, bases
+
+    def _solve(self, name: str, make: Callable[[], tuple[Curve, Basis | None]], *, everywhere: bool = False) -> None:
+        """Makes a curve where it is this process's turn."""
+        if everywhere or self._team.turn(len(self._names)):
+            self._mine[name] = make()
+        self._names.append(name)
 
     def _moment(self, consumer: Consumer, walk: CalibrationWalk) -> SecondMoment:
         """The second moment of what a call reads; taken once for calls in a row that read the same."""
@@ -154,24 +172,30 @@ class _Collector:
         self._last = (consumer.source, found) if shared else None
         return found
 
-    def _rank(self, matrix: Matrix, moment: SecondMoment) -> None:
+    def _rank(self, matrix: Matrix, moment: SecondMoment) -> tuple[Curve, None]:
         weight = matrix.consumer.parameters(self.analysis.program)[0][0]
         basis = pair_basis(weight, moment)
         losses = basis.losses()
         rank = _shows(losses)
         probed = truncated(weight, basis, rank)
         weights = matrix.consumer.stored(self.analysis.program, probed.unsqueeze(0), None)
-        self.curves[matrix.weight] = Curve(losses, rank, None, weights)
+        return Curve(losses, rank, None, weights), None
 
-    def _subspace(self, subspace: Subspace) -> None:
-        group, found = subspace.group, self._gathered.pop(subspace.group.name)
+    def _subspace_is_complete(self, subspace: Subspace) -> None:
+        found = self._gathered.pop(subspace.group.name)
+        readers = self._readers.pop(subspace.group.name, None)
+        self._solve(
+            subspace.group.name, lambda: self._subspace(subspace, found, readers), everywhere=readers is not None
+        )
+
+    def _subspace(self, subspace: Subspace, found: Gathered, readers: Readers | None) -> tuple[Curve, Basis]:
+        group = subspace.group
         second, gram = found.living, found.reading
         assert second is not None and gram is not None
         if not bool(second.isfinite().all() and gram.isfinite().all()):
             raise InputError(
                 f"the second moments of {group.name!r} overflow", remedy="check the calibration data for extreme values"
             )
-        readers = self._readers.pop(group.name, None)
         if readers is not None:
             basis = principal_axes(second)
             readers.change_basis(basis)
@@ -181,18 +205,16 @@ class _Collector:
             basis = optimal_basis(second, gram, RIDGE if subspace.estimated else 0.0)
         losses = basis.losses()
         count = _shows(losses)
-        self.bases[group.name] = basis
-        self.curves[group.name] = Curve(losses, count, leading(group, count), readers=readers)
+        return Curve(losses, count, leading(group, count), readers=readers), basis
 
-    def _selection(self, group: Group) -> None:
+    def _selection(self, group: Group) -> tuple[Curve, None]:
         own = [(c, self._moments[c.node]) for c in self._wanted[group.name]]
         half = max(1, group.size // 2)
         if at_several_depths(self.analysis.program, [c for c, _ in own]):
             scores = position_scores(self.analysis, "obs", own, group)
             ascending = scores.sort(dim=-1).values.reshape(-1, group.size).sum(0).cumsum(0).flip(0)
             losses = torch.cat([ascending, ascending.new_zeros(1)])
-            self.curves[group.name] = Curve(losses, half, top(scores, half))
-            return
+            return Curve(losses, half, top(scores, half)), None
         problems = [problem(self.analysis, c, m, group) for c, m in own]
         smallest = max(1, group.size // _SMALLEST)
         probed = _felt(problems, group, half, smallest)
@@ -201,7 +223,7 @@ class _Collector:
             split = (matrix, None) if not consumer.shifted else (matrix[..., :-1], matrix[..., -1])
             weights |= consumer.stored(self.analysis.program, *split)
         rest = eliminate(problems, group.shape, smallest, start=probed)
-        self.curves[group.name] = Curve(rest.losses, probed.count, probed.mask, weights)
+        return Curve(rest.losses, probed.count, probed.mask, weights), None
 
 
 def _shows(losses: Tensor) -> int:

@@ -1,0 +1,120 @@
+"""The processes that share a calibration: each runs its part of the data, sums are added up over all of them, and what
+is solved from a sum is solved once and handed round.
+
+A team is torch.distributed's default process group, whoever has started it (`torchrun`, `accelerate launch`, a
+cluster). Without one a process is alone, and nothing of this costs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fxslim.graph.errors import InputError
+
+__all__ = ["ALONE", "Team", "current_team"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process of `size`, the number `rank` of them. All must make the same calls in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes what comes out."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` batches this process runs: every `size`-th, so that all see some of what is learned from and
+        of what is held out.
+
+        Raises:
+            InputError: there are fewer batches than processes.
+        """
+        if count < self.size:
+            raise InputError(
+                f"{count} calibration batches cannot be divided among {self.size} processes",
+                remedy="start fewer processes, or give more data (--samples)",
+            )
+        return range(self.rank, count, self.size)
+
+    def total(self, statistic: T) -> T:
+        """A tensor, a number, or a dataclass of them, added up over all processes: the same bits everywhere."""
+        if self.size == 1:
+            return statistic
+        if isinstance(statistic, Tensor):
+            return self._summed(statistic)  # type: ignore[return-value]
+        if isinstance(statistic, int | float):
+            kind = torch.int64 if isinstance(statistic, int) else torch.float64
+            return type(statistic)(self._summed(torch.tensor(statistic, dtype=kind)).item())
+        assert is_dataclass(statistic) and not isinstance(statistic, type)
+        return replace(statistic, **{f.name: self.total(getattr(statistic, f.name)) for f in fields(statistic)})
+
+    def handed(self, value: T, source: int = 0) -> T:
+        """What the process `source` has as `value`."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value if self.rank == source else None]
+        dist.broadcast_object_list(box, src=source, device=_device())
+        return box[0]  # type: ignore[no-any-return]
+
+    def solved(self, number: int, solve: Callable[[], T]) -> T:
+        """What `solve` returns where it is the turn of a process to run it, which goes by `number`."""
+        if self.size == 1:
+            return solve()
+        mine = number % self.size == self.rank
+        return self.handed(solve() if mine else None, number % self.size)  # type: ignore[arg-type]
+
+    def gathered(self, mine: dict[str, T]) -> dict[str, T]:
+        """What all processes have together, in the order of their numbers."""
+        if self.size == 1:
+            return mine
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, mine)
+        return {name: value for part in everyone for name, value in part.items()}
+
+    def turn(self, number: int) -> bool:
+        """Whether work that goes by `number` is this process's."""
+        return number % self.size == self.rank
+
+    @staticmethod
+    def _summed(tensor: Tensor) -> Tensor:
+        held = tensor.to(_device(), copy=True).contiguous()
+        dist.all_reduce(held)
+        return held.to(tensor.device)
+
+
+ALONE = Team()
+
+
+def current_team() -> Team:
+    """The team that this process is in."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    return Team(dist.get_rank(), dist.get_world_size())
+
+
+def nothing_of(statistic: T) -> T:
+    """The statistic of no data at all, shaped like another one."""
+    if isinstance(statistic, Tensor):
+        return torch.zeros_like(statistic)  # type: ignore[return-value]
+    if isinstance(statistic, int | float):
+        return type(statistic)(0)
+    assert is_dataclass(statistic) and not isinstance(statistic, type)
+    return replace(statistic, **{f.name: nothing_of(getattr(statistic, f.name)) for f in fields(statistic)})
+
+
+def _device() -> torch.device:
+    """Where the backend of the team takes tensors from: NCCL takes them from the GPU alone."""
+    on_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -1,0 +1,96 @@
+"""Several processes: the same plans as one alone makes, and the same weights up to rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fxslim.graph.errors import InputError
+from fxslim.passes.team import ALONE, Team, current_team
+from tests.distributed.worker import METHODS, work
+
+ROUNDING = 1e-8  # of a weight, relative: sums in another order, through a solve in float64
+SIZES = (3,)
+
+
+def launch(size: int, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """What `torchrun` makes of a script with so many processes."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={size}",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *script.split(), *arguments], env=environment, capture_output=True, text=True, timeout=timeout,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders by the number of processes that filled them."""
+    folders = {size: tmp_path_factory.mktemp(f"team-{size}") for size in (1, *SIZES)}
+    work(folders[1])
+    for size in SIZES:
+        done = launch(size, "-m tests.distributed.worker", str(folders[size]))
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folders
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found["predicted"].pop("loss", None)  # a sum of curves: it differs in its last digits
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_team_makes_what_one_process_makes(results: dict[int, Path], method: str, size: int) -> None:
+    alone = load_file(results[1] / f"{method}.0.st")
+    for rank in range(size):
+        assert _plan(results[size] / f"{method}.{rank}.json") == _plan(results[1] / f"{method}.0.json")
+        own = load_file(results[size] / f"{method}.{rank}.st")
+        assert own.keys() == alone.keys()
+        for name, weight in own.items():
+            _assert_close(weight, alone[name], f"{method} {name}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_processes_of_a_team_have_the_same_bits(results: dict[int, Path], method: str) -> None:
+    first, *others = (load_file(results[3] / f"{method}.{rank}.st") for rank in range(3))
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
+def _assert_close(found: Tensor, wanted: Tensor, what: str) -> None:
+    scale = float(wanted.abs().max()) or 1.0
+    assert float((found - wanted).abs().max()) <= ROUNDING * scale, what
+
+
+def test_the_data_is_divided_without_rest_and_overlap() -> None:
+    parts = [list(Team(rank, 3).share(11)) for rank in range(3)]
+    assert sorted(i for part in parts for i in part) == list(range(11))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(InputError, match="2 calibration batches cannot be divided among 3 processes"):
+        Team(0, 3).share(2)
+
+
+def test_without_a_launcher_a_process_is_alone_and_nothing_is_sent() -> None:
+    assert current_team() is ALONE
+    statistic = torch.ones(2)
+    assert ALONE.total(statistic) is statistic
+    assert ALONE.handed("x") == "x" and ALONE.solved(5, lambda: 3) == 3 and ALONE.turn(7)
+    assert ALONE.gathered({"a": 1}) == {"a": 1}

@@ -1,0 +1,78 @@
+"""What each process of a team does in the tests: plans and slim weights by several methods, written to a folder.
+
+Run by `torch.distributed.run`, or alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fxslim.api import analyze, capture, compress
+from fxslim.graph.axes.groups import Analysis
+from fxslim.passes.methods import settings
+from fxslim.passes.team import current_team
+
+WIDTH, HEADS, INNER = 12, 3, 20
+KEEP = 0.7
+METHODS = ("best", "fasp", "flap", "osscar", "owl", "pca", "asvd", "shortgpt", "foldgpt")
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward branch, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, _ = x.shape
+        y = self.first(x)
+        q, k, v = (f(y).view(b, s, HEADS, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, s, WIDTH)
+        x = x + self.o(attended)
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+@cache
+def model() -> Analysis:
+    """The same model in every process."""
+    torch.manual_seed(0)
+    layers = nn.Linear(5, WIDTH), Block(), Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4)
+    module = nn.Sequential(*layers).double().eval()
+    return analyze(capture(module, (torch.randn(2, 7, 5, dtype=torch.float64),), dynamic_shapes=({0: "b", 1: "s"},)))
+
+
+def data(count: int = 19) -> list[list[Tensor]]:
+    """Batches of unlike shapes; nineteen, so that no number of processes divides them."""
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(2 + i % 3, 6 + i % 4, 5, generator=generator, dtype=torch.float64)] for i in range(count)]
+
+
+def work(folder: Path) -> None:
+    """Writes the plan and the slim weights of every method."""
+    team = current_team()
+    for method in METHODS:
+        chosen = settings(method, data=True)
+        keep = {"foldgpt": 0.85, "shortgpt": 0.85, "pca": 0.65}.get(method, KEEP)
+        plan, applied = compress(model(), keep, calibration=data(), restore=chosen.restore, **chosen.options())
+        (folder / f"{method}.{team.rank}.json").write_text(plan.to_json(), encoding="utf-8")
+        save_file(
+            {k: v.contiguous().clone() for k, v in applied.program.weights.items()}, folder / f"{method}.{team.rank}.st"
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    work(Path(sys.argv[1]))
+    dist.destroy_process_group()

@@ -16,6 +16,7 @@ from rich.console import Console
 from fxslim.cli_progress import watching as watching
 from fxslim.graph.errors import FxslimError
 from fxslim.plugins import load_plugins
+from fxslim.processes import joined, spoken
 
 if TYPE_CHECKING:
     from fxslim.graph.axes.groups import Analysis
@@ -295,9 +296,12 @@ def guarded(command: Callable[P, T], *, plugins: bool = True) -> Callable[P, T]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            if plugins:
-                load_plugins()
-            return command(*args, **kwargs)
+            with joined(command.__name__) as takes_part:
+                if not takes_part:
+                    raise typer.Exit(0)
+                if plugins:
+                    load_plugins()
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(_fail(_interrupted(kwargs), INTERRUPTED)) from None
         except FxslimError as error:
@@ -329,7 +333,7 @@ def _interrupted(options: Mapping[str, Any]) -> str:
 def _fail(text: str, code: int) -> int:
     if debugging():
         traceback.print_exc()
-    typer.echo(text, err=True)
+    typer.echo(spoken(text), err=True)
     return code
 
 

@@ -80,6 +80,7 @@ def plan(
     from fxslim.calibration import shortage_of_plan
     from fxslim.outputs import write_text_atomic
     from fxslim.passes.methods import settings
+    from fxslim.processes import follows
     from fxslim.slim_options import SlimOptions
     from fxslim.subject import calibration_of
 
@@ -106,6 +107,8 @@ def plan(
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
         warning = shortage_of_plan(analysis, made, data)
+    if follows():
+        return  # another process writes
     if out is not None:
         write_text_atomic(out, made.to_json())
     if warning is not None:

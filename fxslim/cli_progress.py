@@ -18,7 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fxslim.run_steps import Watcher
+from fxslim.processes import follows
+from fxslim.run_steps import Unwatched, Watcher
 
 __all__ = ["Logged", "Shown", "plain", "watching"]
 
@@ -81,6 +82,9 @@ class Logged:
 def watching(quiet: bool, verbose: bool = False) -> Iterator[Watcher]:
     """A watcher for the time of a block."""
     stderr = Console(stderr=True)
+    if follows():
+        yield Unwatched()
+        return
     if verbose:
         logged = Logged()
         yield logged

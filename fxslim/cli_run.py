@@ -47,6 +47,7 @@ def run(
     verbose: c.Verbose = False,
 ) -> None:
     """Make what a recipe says."""
+    from fxslim.processes import follows
     from fxslim.recipe import load_recipe
     from fxslim.targets import run_recipe
 
@@ -57,6 +58,8 @@ def run(
     out = required(out)
     with c.watching(quiet, verbose) as shown:
         outcomes = run_recipe(made, out, overwrite=overwrite, watcher=shown)
+    if follows():
+        return  # another process speaks
     if json:
         _print_json(outcomes)
     else:

@@ -109,6 +109,8 @@ def slim(
     out = required(out)
     with c.watching(quiet, verbose) as shown:
         report = run(options, out, overwrite=overwrite, watcher=shown)
+    if not report:
+        return  # another process leads
     if json:
         c.print_json(report)
     else:

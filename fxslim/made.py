@@ -27,6 +27,7 @@ from fxslim.outputs import write_json_atomic, write_text_atomic
 from fxslim.passes.methods import settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
+from fxslim.passes.team import current_team
 from fxslim.run_steps import Run
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
@@ -35,7 +36,7 @@ from fxslim.subject import Subject
 if TYPE_CHECKING:
     from fxslim.passes.importance import Importance
 
-__all__ = ["Made", "asked_of", "make_slim", "plan_key"]
+__all__ = ["Made", "asked_of", "help_make", "make_slim", "plan_key"]
 
 _SERVING = (
     "evaluation", "opset", "provider", "threads", "latency_seconds", "sizes", "onnx_dtype", "quantize",
@@ -112,18 +113,15 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
     key = plan_key(options, subject)
     with run.step("plan"):
         earlier = _earlier(stages.find(key), analysis)
+        current_team().handed(earlier is not None)  # to those that `help_make`
         if earlier is not None:
             run.resumed.append("plan")
             return earlier
         asked = asked_of(options, subject, run)
-        if options.plan is None:
-            plan, applied, paced = _planned(options, subject, analysis, asked)
-        else:
-            plan, paced = Plan.load(options.plan), None
-            plan.selection(for_plan(analysis, plan))  # refuses a plan of another model before anything costs time
+        plan, applied, paced = _planned(options, subject, analysis, asked)
     with run.step("apply"):
-        if options.plan is not None:
-            applied = apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress)
+        if applied is None:
+            applied = _apply(options, subject, analysis, plan, run)
         restored = applied.restoration
         facts = None if restored is None else restoration_facts(restored, subject.calibration)
         made = Made(plan, applied.program, applied.analysis, facts, paced, asked.get("curves", {}))
@@ -131,9 +129,27 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
     return made
 
 
+def help_make(options: SlimOptions, subject: Subject, analysis: Analysis, run: Run) -> None:
+    """Makes with another process what that one needs for `make_slim`: the same calls in the same order."""
+    if current_team().handed(False):
+        return  # an earlier run has made it
+    plan, applied, _ = _planned(options, subject, analysis, asked_of(options, subject, run))
+    if applied is None:
+        _apply(options, subject, analysis, plan, run)
+
+
+def _apply(options: SlimOptions, subject: Subject, analysis: Analysis, plan: Plan, run: Run) -> Applied:
+    return apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress)
+
+
 def _planned(
     options: SlimOptions, subject: Subject, analysis: Analysis, asked: Mapping[str, Any]
-) -> tuple[Plan, Applied, MeasuredPlan | None]:
+) -> tuple[Plan, Applied | None, MeasuredPlan | None]:
+    """The plan with what it makes of the program, which is None where the plan was given."""
+    if options.plan is not None:
+        plan = Plan.load(options.plan)
+        plan.selection(for_plan(analysis, plan))  # refuses a plan of another model before anything costs time
+        return plan, None, None
     if options.of != "latency":
         rounding = 1 if options.round_to is None else options.round_to
         plan, applied = compress(analysis, options.keep, width=options.width, of=options.of, round_to=rounding, **asked)

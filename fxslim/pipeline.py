@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from fxslim.api import for_plan, prove
 from fxslim.export import LatencyReport, check_onnx, export_onnx, measure_latency
 from fxslim.gates import Measured, judge, refuse_unmeasured
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.errors import InputError
 from fxslim.graph.serialize import save
 from fxslim.identity import drift
 from fxslim.loader_check import LoaderCheck, check_loader, loader_of
 from fxslim.loaders import require_optimum
-from fxslim.made import Made, asked_of, make_slim
+from fxslim.made import Made, asked_of, help_make, make_slim
 from fxslim.opening import SLIM
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
 from fxslim.page import render_page
+from fxslim.passes.team import current_team, others_at_work
 from fxslim.recipe import Pinned, recipe_text
 from fxslim.report import Findings, make_report
 from fxslim.report_text import render
@@ -38,13 +41,16 @@ def slim(
 
     A failed proof, check or gate does not raise: the directory is complete, and the report's verdict is `FAILED`.
     `pinned` is what the model and the data have to be. A run that ends early, or is killed, leaves what it has found in
-    `work_folder(out)`; the next one with the same options goes on from there and removes it.
+    `work_folder(out)`; the next one with the same options goes on from there and removes it. Where several processes
+    share the calibration, those that do not lead help with the plan and return an empty report.
 
     Raises:
         InputError: an option, the model or the data cannot be used. Nothing was written to `out`.
         FxslimError: a step could not be done. Nothing was written to `out`.
     """
     refuse_early(options)
+    if not current_team().leads:
+        return assist(options, pinned or Pinned())
     run, stages = Run(watcher or Unwatched()), Stages(work_folder(out))
     facts = {"command": options.command(Path(out))}
     with OutputDirectory(out, overwrite=overwrite, facts=facts, after=stages.close) as directory:
@@ -54,6 +60,16 @@ def slim(
                 return slim_subject(subject, options, directory, facts["command"], stages, run)
         finally:
             stages.tidy()
+
+
+def assist(options: SlimOptions, pinned: Pinned) -> dict[str, Any]:
+    """Helps the process that leads with the plan: the same calls in the same order, and nothing is written."""
+    run = Run(Unwatched())
+    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
+        subject = open_subject(options, Path(scratch), run, pinned)
+        analysis, _ = refuse_unusable(subject, options, run)
+        help_make(options, subject, analysis, run)
+    return {}
 
 
 def work_folder(out: str | Path) -> Path:
@@ -70,6 +86,11 @@ def refuse_early(options: SlimOptions) -> None:
     """
     options.refuse_contradictions()
     require_provider(options.provider)
+    if options.of == "latency" and (size := current_team().size) > 1:
+        raise InputError(
+            f"latency is measured by one process, and there are {size}",
+            remedy="start it without a launcher, or give --of macs",
+        )
     if options.loader_compatible:
         require_optimum()
 
@@ -180,7 +201,9 @@ def _variants(
 
 def _notes(subject: Subject) -> tuple[str, ...]:
     """What the user should know of the model, and of a recipe that was made with other versions."""
-    return (*subject.source.notes, *(f"the recipe was {line}" for line in drift(subject.wanted.versions)))
+    others = others_at_work()
+    beside = [f"timed while {others} other processes made other targets: `fxslim bench` times again"] if others else []
+    return (*subject.source.notes, *beside, *(f"the recipe was {line}" for line in drift(subject.wanted.versions)))
 
 
 def _write_page(directory: Path, report: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from filelock import FileLock, Timeout
 from fxslim.export import resolve_provider
 from fxslim.graph.errors import FxslimError, InputError
 from fxslim.identity import files_digest, key_of
-from fxslim.made import plan_key
+from fxslim.made import help_make, make_slim, plan_key
 from fxslim.operator_times import machine_of
 from fxslim.outputs import MANIFEST, OutputDirectory, release, verify_manifest, write_json_atomic
-from fxslim.pipeline import refuse_early, slim, slim_subject
+from fxslim.passes.team import apart, current_team
+from fxslim.pipeline import refuse_early, refuse_unusable, slim, slim_subject
 from fxslim.recipe import Recipe
 from fxslim.run_steps import Run, Unwatched, Watcher
 from fxslim.slim_options import SlimOptions
@@ -72,16 +74,24 @@ def run_recipe(
     for options in recipe.targets.values():
         refuse_early(options)
     root, run = Path(out).expanduser(), Run(watcher or Unwatched())
+    if not current_team().leads:
+        return _help(recipe, root, overwrite)
     stages = Stages(root / WORK)
     with _alone(root), stages.scratch() as scratch:
         subject = open_subject(recipe.options, scratch, run, recipe.pinned)
         (root / SUMMARY).unlink(missing_ok=True)  # of an earlier run: from here on it says nothing
-        work = _Targets(subject, root, overwrite, stages, run.watcher)
-        outcomes = {name: work.outcome(name, options) for name, options in recipe.targets.items()}
+        outcomes = _Targets(subject, root, overwrite, stages, run.watcher).outcomes(recipe.targets)
         write_json_atomic(root / SUMMARY, {"format": 1, "targets": {n: _summary(o) for n, o in outcomes.items()}})
         if all(o.error is None for o in outcomes.values()):
             stages.close()
     return outcomes
+
+
+def _help(recipe: Recipe, root: Path, overwrite: bool) -> dict[str, Outcome]:
+    """What a process does that does not lead: it helps with all plans, and makes some of the targets."""
+    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
+        subject = open_subject(recipe.options, Path(scratch), Run(Unwatched()), recipe.pinned)
+        return _Targets(subject, root, overwrite, Stages(root / WORK), Unwatched()).outcomes(recipe.targets)
 
 
 @contextmanager
@@ -119,6 +129,39 @@ class _Targets:
     stages: Stages
     watcher: Watcher
 
+    def outcomes(self, targets: Mapping[str, SlimOptions]) -> dict[str, Outcome]:
+        """How all targets went. Several processes plan them together, and then each makes its own; what they learn of
+        those of the others are the reports."""
+        team = current_team()
+        if team.size > 1:
+            self._plan(targets)
+        mine = {}
+        with apart():
+            for number, (name, options) in enumerate(targets.items()):
+                if team.turn(number):
+                    mine[name] = _portable(self.outcome(name, options), team.size)
+        found = team.gathered(mine)
+        return {name: found[name] for name in targets}
+
+    def _plan(self, targets: Mapping[str, SlimOptions]) -> None:
+        """Makes the plans of all targets with all processes; what the first one keeps on disk is found by the others.
+        What cannot be planned is told by whoever makes the target."""
+        team = current_team()
+        for name, options in targets.items():
+            there = False
+            with suppress(FxslimError):
+                there = team.leads and _finished(self.root / name, self._key(options)) is not None
+            if team.handed(there):
+                continue
+            with suppress(FxslimError):  # of what is asked for: it ends all processes alike
+                run = Run(self.watcher if team.leads else Unwatched())
+                analysis, _ = refuse_unusable(self.subject, options, run)
+                if team.leads:
+                    make_slim(options, self.subject, analysis, self.stages, run)
+                else:
+                    help_make(options, self.subject, analysis, run)
+        team.handed(None)  # the stages are all written before anyone looks for them
+
     def outcome(self, name: str, options: SlimOptions) -> Outcome:
         """How one target went. Whatever ends it, the others may do better."""
         place = self.root / name
@@ -141,6 +184,14 @@ class _Targets:
             options=vars(options), plan=plan_key(options, subject), evaluation=evaluation,
             files=files_digest(subject.source.companions), provider=provider, machine=machine_of(provider),
         )  # fmt: skip
+
+
+def _portable(outcome: Outcome, processes: int) -> Outcome:
+    """An outcome that another process can be told."""
+    error = outcome.error
+    if processes == 1 or error is None or isinstance(error, FxslimError):
+        return outcome
+    return Outcome(None, RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _finished(place: Path, key: str) -> dict[str, Any] | None:

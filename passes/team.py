@@ -7,7 +7,9 @@ cluster). Without one a process is alone, and nothing of this costs anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from fxslim.graph.errors import InputError
 
-__all__ = ["ALONE", "Team", "current_team"]
+__all__ = ["ALONE", "Team", "apart", "current_team", "nothing_of", "others_at_work"]
 
 T = TypeVar("T")
 
@@ -95,13 +97,29 @@ class Team:
 
 
 ALONE = Team()
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 
 def current_team() -> Team:
     """The team that this process is in."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _apart.get() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
     return Team(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """A block in which this process works on something of its own, as if it were alone."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def others_at_work() -> int:
+    """How many other processes of the team work on something of their own, as this one does."""
+    return dist.get_world_size() - 1 if _apart.get() and dist.is_available() and dist.is_initialized() else 0
 
 
 def nothing_of(statistic: T) -> T:

@@ -4,6 +4,7 @@ at the sizes that a plan may leave, measured on small models of one operator."""
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ __all__ = ["OperatorClock", "measure_clock"]
 
 _LEVELS = 8  # sizes along a dimension that are measured, in equal steps; between them times are interpolated
 _LEAST_RUNS, _MOST_RUNS, _SECONDS = 4, 40, 0.006
-_SPREAD = 3.0  # how much longer than alone pointwise operators may take inside a model; what is beyond is fixed
+_SPREAD = 3.0  # how much longer than alone pointwise operators may take inside a model
+_SLOWER = 1.5  # and how much longer all others: a machine has slow moments; what is beyond is fixed
 
 
 class OperatorClock:
@@ -38,20 +40,30 @@ class OperatorClock:
         self.fixed = 0.0
         self.scales = {"pointwise": 1.0, "heavy": 1.0}
         self._overhead: float | None = None
+        self._known: dict[str, float] = {}
 
     def nanoseconds(self, job: Job, whole: tuple[int, ...], sizes: tuple[int, ...]) -> float:
         """The time of a job at these sizes, in ns: between the sizes that are measured, interpolated along each."""
         if 0 in sizes:
             return 0.0  # an empty cache, a group of which nothing is left: there is nothing to do
-        corners = [_bracket(n, size, self.unit) for n, size in zip(whole, sizes, strict=True)]
+        levels = [_levels(n, self.unit) for n in whole]
+        corners = [_bracket(own, size) for own, size in zip(levels, sizes, strict=True)]
         total = 0.0
         for corner in itertools.product(*corners):
-            weight = 1.0
-            for _, share in corner:
-                weight *= share
+            weight = math.prod(share for _, share in corner)
             if weight:
-                total += weight * self.measured(job, tuple(size for size, _ in corner))
+                total += weight * self._least(job, levels, tuple(place for place, _ in corner))
         return total * self.scales["pointwise" if job.kind == "pointwise" else "heavy"]
+
+    def _least(self, job: Job, levels: Sequence[Sequence[int]], places: tuple[int, ...]) -> float:
+        """The time at one of the measured sizes, or at larger ones where that was less: what is smaller could be done
+        as what is larger, and what a measurement adds to it is noise."""
+        key = f"{job.kind} {job.about} {levels} {places}"
+        if key not in self._known:
+            sizes = tuple(own[i] for own, i in zip(levels, places, strict=True))
+            larger = [(*places[:d], i + 1, *places[d + 1 :]) for d, i in enumerate(places) if i + 1 < len(levels[d])]
+            self._known[key] = min([self.measured(job, sizes), *(self._least(job, levels, p) for p in larger)])
+        return self._known[key]
 
     def measured(self, job: Job, sizes: tuple[int, ...]) -> float:
         """The time of one operator in ns, alone in a session, without what any session takes."""
@@ -76,11 +88,13 @@ class OperatorClock:
         heavy = model.nanoseconds(None, None) - light
         if heavy + light <= 0:
             raise CheckError("no operator of the model takes any time", remedy="give larger inputs")
-        if heavy >= nanoseconds or not light:
-            share = min(1.0, nanoseconds / (heavy + light))
+        if heavy + light >= nanoseconds:
+            share = nanoseconds / (heavy + light)
             self.scales = {"pointwise": share, "heavy": share}
         else:
-            self.scales["pointwise"] = min(_SPREAD, (nanoseconds - heavy) / light)
+            self.scales["pointwise"] = min(_SPREAD, (nanoseconds - heavy) / light) if light else 1.0
+            rest = nanoseconds - light * self.scales["pointwise"]
+            self.scales["heavy"] = min(_SLOWER, rest / heavy) if heavy else 1.0
         self.fixed = max(0.0, nanoseconds - heavy * self.scales["heavy"] - light * self.scales["pointwise"])
 
     def _run(self, job: Job, sizes: tuple[int, ...]) -> float:
@@ -116,13 +130,16 @@ def measure_clock(
     return clock
 
 
-def _bracket(whole: int, size: int, unit: int) -> tuple[tuple[int, float], tuple[int, float]]:
-    """The measured sizes around one, each with its share in the interpolation."""
-    if size >= whole:
-        return (whole, 1.0), (whole, 0.0)
+def _levels(whole: int, unit: int) -> tuple[int, ...]:
+    """The sizes along a dimension that are measured, in ascending order."""
     unit = unit if whole >= _LEVELS * unit else 1
-    levels = sorted({1, whole, *(max(1, round(whole * i / _LEVELS / unit) * unit) for i in range(1, _LEVELS))})
-    upper = next(level for level in levels if level >= size)
-    lower = max((level for level in levels if level <= size), default=upper)
-    share = 1.0 if upper == lower else (size - lower) / (upper - lower)
+    return tuple(sorted({1, whole, *(max(1, round(whole * i / _LEVELS / unit) * unit) for i in range(1, _LEVELS))}))
+
+
+def _bracket(levels: Sequence[int], size: int) -> tuple[tuple[int, float], tuple[int, float]]:
+    """The places of the measured sizes around one, each with its share in the interpolation."""
+    last = len(levels) - 1
+    upper = next((i for i, level in enumerate(levels) if level >= size), last)
+    lower = max((i for i, level in enumerate(levels) if level <= size), default=upper)
+    share = 1.0 if upper == lower else (size - levels[lower]) / (levels[upper] - levels[lower])
     return (upper, share), (lower, 1.0 - share)

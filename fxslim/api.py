@@ -17,7 +17,7 @@ from fxslim.graph.serialize import load, save
 from fxslim.passes.bases import in_bases, rebase_for
 from fxslim.passes.methods import Restore
 from fxslim.passes.plan import Plan
-from fxslim.passes.planner import PlanOptions, plan_and_restore
+from fxslim.passes.planner import Planned, PlanOptions, plan_and_restore
 from fxslim.passes.planner import make_plan as _make_plan
 from fxslim.passes.prepare import ALWAYS, PREPARATIONS, left_to_repeat
 from fxslim.passes.prepare import prepare as _prepare
@@ -37,6 +37,7 @@ __all__ = [
     "apply_plan",
     "capture",
     "compress",
+    "finish",
     "load",
     "make_plan",
     "prepare",
@@ -157,6 +158,19 @@ def compress(
     if options.get("share") and restore == "bias":
         raise _shared_biases()
     made = plan_and_restore(analysis, keep, calibration=batches, **options)
+    return finish(analysis, made, restore, batches, options)
+
+
+def finish(
+    analysis: Analysis, made: Planned, restore: Restore | None, batches: Sequence[Sequence[Tensor]] | None,
+    options: PlanOptions,
+) -> tuple[Plan, Applied]:  # fmt: skip
+    """A plan as it was made for the program of `analysis`, and what it makes of it: the second half of `compress`.
+
+    Raises:
+        InputError, VerifyError: as `apply` does.
+        CheckError: the processes that share the data have made different plans.
+    """
     _require_one_plan(made.plan)
     if restore is not None:  # so that applying the plan again does the same
         made = replace(made, plan=replace(made.plan, options={**made.plan.options, "restore": restore}))

@@ -2,19 +2,22 @@
 
 The times of single operators divide the budget; the whole model decides. It is measured which multiples sizes should
 fall on, and after each plan what it really takes: a plan that misses its target is made again with another one.
+Times of single operators are never the whole truth (what a runtime fuses, what is still in its caches): plans that
+divide MACs and parameters are measured as well, and of all that are fast enough the one with the least expected loss is
+taken.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fxslim.api import Applied, compress
+from fxslim.api import Applied, finish
 from fxslim.export import export_onnx, resolve_provider
 from fxslim.export.clock import OperatorClock, measure_clock
 from fxslim.export.latency import run_times
@@ -27,10 +30,13 @@ from fxslim.operator_times import OperatorTimes
 from fxslim.passes.budget import choose_groups
 from fxslim.passes.options import check_options
 from fxslim.passes.plan import Cut, Plan
+from fxslim.passes.planner import Planned, plan_and_restore
 from fxslim.passes.prune import Prune
 from fxslim.passes.subspaces import leading
 
 __all__ = ["Attempt", "LatencyPlans", "MeasuredPlan"]
+
+T = TypeVar("T")
 
 _PERIOD = 32  # sizes on its multiples are fast on everything that is known
 _ANY = object()  # stands for a clock where none is needed yet
@@ -39,16 +45,20 @@ _PROBED = 0.8  # the share of positions around which multiples are compared
 _WORTH = 1.03  # a multiple is taken if sizes on it are at most so much slower than those on the period let expect
 _WIDE = 2 * _PERIOD  # narrower groups do not take part in the comparison
 _ATTEMPTS = 4
+_CURRENCIES: tuple[Target, ...] = ("latency", "macs", "params")  # in which a budget of losses is divided by turns
 _BELOW_ONE = 0.98  # a target of 1 would be no plan
 _NEAR = 0.03  # how far from its target a plan's time may be
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A plan that was tried: the share of the time that it was made for, and that its model took."""
+    """A plan that was tried: the share of the time (or of what `of` says) that it was made for, the share of the time
+    that its model took, and the loss that it expects, where its budget is one of losses."""
 
     target: float
     measured: float
+    of: Target = "latency"
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,35 +124,46 @@ class LatencyPlans:
         if round_to is None and not options.get("depth"):  # without branches sizes stay what they are
             multiple = self.preferred_multiple(options.get("keep_fixed", ()))
         self.clock.unit = multiple
+        restore, data = options.pop("restore", None), options.get("calibration")
+        options["calibration"] = batches = None if data is None else list(data)
+        options["surveys"] = {} if options.get("surveys") is None else options["surveys"]  # the caller's, to be filled
+        divided = options.get("budget") == "global" and of == "latency"
+        tried: list[Attempt] = []
+        best: tuple[Attempt, Planned] | None = None
         try:
-            found = self._attempts(keep, of, multiple, options)
+            for currency in _CURRENCIES if divided else (of,):
+                for found in self._attempts(keep, currency, multiple, options):
+                    tried.append(found[0])
+                    best = found if best is None else _better(best, found, keep)
         finally:
             self.times.save()
-        attempt, plan, applied = _nearest(found, keep)
-        return MeasuredPlan(plan, applied, keep, multiple, attempt, tuple(a for a, *_ in found))
+        assert best is not None, "the first attempt is made or refused"
+        plan, applied = finish(self.analysis, best[1], restore, batches, options)  # type: ignore[arg-type]
+        return MeasuredPlan(plan, applied, keep, multiple, best[0], tuple(tried))
 
     def _attempts(
         self, keep: float, of: Target, multiple: int, options: dict[str, Any]
-    ) -> list[tuple[Attempt, Plan, Applied]]:
-        """Plans that were tried, with what they took."""
-        found: list[tuple[Attempt, Plan, Applied]] = []
-        target, surveys = keep, options.pop("surveys", None)
-        surveys = {} if surveys is None else surveys  # an empty one is the caller's, to be filled
-        while len(found) < _ATTEMPTS:
+    ) -> Iterator[tuple[Attempt, Planned]]:
+        """Plans that are tried, with what they take; for the time it does not matter how weights are restored.
+
+        Raises:
+            CheckError: there is no plan at all in the first currency.
+        """
+        tried: list[Attempt] = []
+        target = keep
+        while len(tried) < _ATTEMPTS:
             try:
-                plan, applied = compress(
-                    self.analysis, target, of=of, clock=self.clock, round_to=multiple, surveys=surveys, **options
-                )
+                made = plan_and_restore(self.analysis, target, of=of, clock=self.clock, round_to=multiple, **options)
             except PlanError as error:
-                if found:
-                    break  # nothing smaller can be made
+                if tried or of != "latency":
+                    return  # nothing smaller can be made
                 raise CheckError(f"no plan pays: {error.what}", at=error.at, remedy=error.remedy) from error
-            attempt = Attempt(target, self.share_of(applied.program))
-            found.append((attempt, plan, applied))
-            if abs(attempt.measured / keep - 1) <= _NEAR:
-                break
-            target = _next_target([a for a, *_ in found], keep)
-        return found
+            share = self.share_of(Prune(made.plan)(made.analysis).program)
+            tried.append(Attempt(target, share, of, made.plan.predicted.get("loss")))
+            yield tried[-1], made
+            if abs(share / keep - 1) <= _NEAR:
+                return
+            target = _next_target(tried, keep)
 
     def share_of(self, program: Program) -> float:
         """The time of a slim program as a share of the original's."""
@@ -220,7 +241,11 @@ def _by_counts(analysis: Analysis, groups: Sequence[Group], counts: Mapping[Axis
     return Plan(analysis.program.fingerprint(), cuts)
 
 
-def _nearest(found: Sequence[tuple[Attempt, Plan, Applied]], keep: float) -> tuple[Attempt, Plan, Applied]:
-    """The slowest of those that are fast enough; else the fastest."""
-    enough = [f for f in found if f[0].measured <= keep * (1 + _NEAR)]
-    return max(enough, key=lambda f: f[0].measured) if enough else min(found, key=lambda f: f[0].measured)
+def _better(one: tuple[Attempt, T], other: tuple[Attempt, T], keep: float) -> tuple[Attempt, T]:
+    """Of two that are fast enough the one that expects less loss, where both say what they expect, else the slower one;
+    the faster one where not both are fast enough."""
+    a, b = one[0], other[0]
+    slow = max(a.measured, b.measured) > keep * (1 + _NEAR)
+    if not slow and a.loss is not None and b.loss is not None:
+        return one if (a.loss, a.measured) <= (b.loss, b.measured) else other
+    return one if (a.measured <= b.measured) == slow else other

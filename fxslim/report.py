@@ -165,6 +165,7 @@ def _paced(found: Findings) -> dict[str, Any] | None:
         "keep": found.made.paced.keep,
         "multiple": found.made.paced.multiple,
         "measured": found.made.paced.chosen.measured,
+        "of": found.made.paced.chosen.of,
         "attempts": [asdict(a) for a in found.made.paced.attempts],
     }
 

@@ -222,11 +222,12 @@ def _paced(plan: dict[str, Any] | None) -> list[str]:
     """How a plan by latency was found."""
     if plan is None:
         return []
-    tried = "; ".join(f"for {a['target']:.1%}: {a['measured']:.1%}" for a in plan["attempts"])
+    tried = "; ".join(f"{a['target']:.1%} of the {a['of']}: {a['measured']:.1%}" for a in plan["attempts"])
     return [
         "",
         f"The plan was asked for {plan['keep']:.1%} of the time, with sizes on multiples of {plan['multiple']}. "
-        f"Shares that plans were made for, and what their models took: {tried}.",
+        f"Shares that plans were made for, and what their models took: {tried}. The one that was taken divided the "
+        f"{plan['of']}.",
     ]
 
 

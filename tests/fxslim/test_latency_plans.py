@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ from fxslim.api import analyze, apply, capture, make_plan
 from fxslim.data import Batches
 from fxslim.export import export_onnx
 from fxslim.graph.errors import CheckError, InputError
+from fxslim.graph.jobs import Job
 from fxslim.graph.program import Program
-from fxslim.latency_plans import Attempt, LatencyPlans, _nearest, _next_target, refuse_untimed
+from fxslim.latency_plans import Attempt, LatencyPlans, _better, _next_target, refuse_untimed
 from fxslim.operator_times import OperatorTimes
 from fxslim.passes.methods import settings
 from fxslim.timing import parse_sizes, sized_inputs, timed_inputs
@@ -122,6 +125,27 @@ def test_a_share_out_of_reach_is_refused_at_once(tmp_path: Path) -> None:
         machine.compress(0.6, **{**magnitude(), "groups": ["0.weight[0]"]}, keep_fixed=["2.weight"])
 
 
+def test_where_the_clock_misleads_a_plan_by_another_currency_is_taken(tmp_path: Path) -> None:
+    class Misled(MacsClock):
+        """Sees no time in anything but the first product."""
+
+        def nanoseconds(self, job: Job, whole: tuple[int, ...], sizes: tuple[int, ...]) -> float:
+            return super().nanoseconds(job, whole, sizes) if job.weight == "0.weight" else 0.0
+
+    machine = FakeMachine(tmp_path)
+    machine.clock = Misled(machine.inputs)  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(1)
+    data = [(torch.randn(32, 16, generator=generator),) for _ in range(4)]
+    asked = {**settings("best", data=True).options(), "restore": "least-squares", "calibration": data}
+    made = machine.compress(0.6, round_to=1, **asked)
+    assert {a.of for a in made.attempts} == {"latency", "macs", "params"}
+    assert made.chosen.of != "latency"
+    assert made.chosen.measured <= 0.6 * 1.03
+    enough = [a.loss for a in made.attempts if a.measured <= 0.6 * 1.03 and a.loss is not None]
+    assert made.chosen.loss == min(enough)
+    assert any(a.of == "latency" and a.loss is not None and a.loss > min(enough) for a in made.attempts)
+
+
 def test_the_next_target_lies_between_what_was_too_slow_and_too_fast() -> None:
     assert _next_target([Attempt(0.6, 0.8)], 0.6) == pytest.approx(0.45)
     between = _next_target([Attempt(0.6, 0.8), Attempt(0.45, 0.5)], 0.6)
@@ -130,9 +154,19 @@ def test_the_next_target_lies_between_what_was_too_slow_and_too_fast() -> None:
 
 
 def test_of_several_plans_the_slowest_that_is_fast_enough_is_taken() -> None:
-    tried: Any = [(Attempt(0.6, 0.7), "a", None), (Attempt(0.4, 0.45), "b", None), (Attempt(0.5, 0.59), "c", None)]
-    assert _nearest(tried, 0.6)[1] == "c"
-    assert _nearest(tried[:1], 0.6)[1] == "a"
+    tried: Any = [(Attempt(0.6, 0.7), "a"), (Attempt(0.4, 0.45), "b"), (Attempt(0.5, 0.59), "c")]
+    for order in itertools.permutations(tried):
+        assert functools.reduce(lambda x, y: _better(x, y, 0.6), order)[1] == "c"
+
+
+def test_of_several_plans_that_say_what_they_lose_the_best_that_is_fast_enough_is_taken() -> None:
+    tried: Any = [
+        (Attempt(0.6, 0.7, "macs", 0.1), "slow"), (Attempt(0.4, 0.45, "latency", 0.5), "fast"),
+        (Attempt(0.5, 0.55, "macs", 0.2), "good"), (Attempt(0.5, 0.59, "params", 0.3), "near"),
+    ]  # fmt: skip
+    for order in itertools.permutations(tried):
+        assert functools.reduce(lambda x, y: _better(x, y, 0.6), order)[1] == "good"
+    assert functools.reduce(lambda x, y: _better(x, y, 0.3), tried)[1] == "fast"
 
 
 def test_latency_without_a_clock_and_with_ranks_alone_is_refused() -> None:

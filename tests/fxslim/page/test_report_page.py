@@ -157,7 +157,8 @@ def test_further_parts_are_shown() -> None:
         "keep": 0.7,
         "multiple": 8,
         "measured": 0.71,
-        "attempts": [{"target": 0.6, "measured": 0.71}],
+        "of": "latency",
+        "attempts": [{"target": 0.6, "measured": 0.71, "of": "latency", "loss": None}],
     }
     text = parsed(report).text
     for part in (

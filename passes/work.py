@@ -1,0 +1,185 @@
+"""Work: what choosing and restoring will compute, counted from the graph alone.
+
+Counted are the products of the forward passes, second moments, and what is solved from them, each by the rate at which
+a machine does it, and the bytes that everything else reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import sympy
+from torch import Tensor
+
+from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.costs import CostModel
+from fxslim.graph.liveness import value_bytes
+from fxslim.graph.program import bind_symbols
+from fxslim.passes.budget import choose_groups
+from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.low_rank import find_matrices
+from fxslim.passes.methods import Settings
+from fxslim.passes.stream_curve import SHARES
+from fxslim.passes.subspaces import find_subspaces
+
+__all__ = ["Rates", "Work", "count_work"]
+
+Symbols = Mapping[sympy.Symbol, int]
+_LADDER = 5  # ridges that a refit tries, and once more with all data
+_PROBED = 0.5  # of a forward pass: a probe runs what comes behind the change, half of the model on average
+_DECOMPOSED = 10.0  # FLOPs of a symmetric eigendecomposition over n^3
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine does in a second: FLOPs of products in float32 and in float64, of solving and of decomposing in
+    float64, and bytes that are read or written."""
+
+    single: float
+    double: float
+    solving: float
+    decomposing: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs and bytes, by the rate that they go at."""
+
+    single: float = 0.0
+    double: float = 0.0
+    solving: float = 0.0
+    decomposing: float = 0.0
+    bandwidth: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, times: float) -> Work:
+        return Work(*(getattr(self, f.name) * times for f in fields(self)))
+
+    def seconds(self, rates: Rates) -> float:
+        """The time that it takes."""
+        return sum(getattr(self, f.name) / getattr(rates, f.name) for f in fields(self))
+
+
+def count_work(
+    analysis: Analysis, batches: Sequence[Sequence[Tensor]], chosen: Settings, *, groups: Sequence[str] | None = None,
+    inexact: bool = False,
+) -> dict[str, Work]:  # fmt: skip
+    """The work of a method, by part: `forward`, `moments`, `solves`, and of a global budget `curves` and `probes`."""
+    wanted = groups if groups is not None else chosen.groups
+    cut, _ = choose_groups(analysis, groups=wanted, keep_fixed=[], inexact=inexact, keep_caches=False)
+    counted = _Counted(analysis, batches)
+    own = {node for group in cut for node in group.consumers}
+    consumers = [c for c in find_consumers(analysis.axes)[0] if c.node.name in own]
+    found: dict[str, Work] = {}
+    rounds = chosen.rounds
+    surveyed = chosen.budget == "global" and chosen.metric is None
+    if surveyed:
+        found = counted.survey(cut, consumers, chosen)
+    elif chosen.budget in ("outliers", "influence", "standardised"):
+        found = {"forward": counted.forward, "moments": counted.moments(consumers)}
+    if chosen.metric is not None:
+        return counted.pairs(chosen)
+    restoring = chosen.restore in (None, "least-squares")
+    passes = (2 if restoring else 1) * rounds
+    walk = {
+        "forward": counted.forward * passes, "moments": counted.moments(consumers) * passes,
+        "solves": _sum(_refit(*c.shape(analysis.program)) for c in consumers) * (rounds if restoring else 0),
+    }  # fmt: skip
+    if chosen.importance == "obs" and not surveyed:
+        walk["solves"] += _sum(_elimination(*c.shape(analysis.program)) for c in consumers) * rounds
+    return {name: found.get(name, Work()) + walk.get(name, Work()) for name in (*walk, *found)}
+
+
+class _Counted:
+    """The work of single steps of a program on all batches."""
+
+    def __init__(self, analysis: Analysis, batches: Sequence[Sequence[Tensor]]) -> None:
+        self.analysis = analysis
+        shapes: dict[tuple[tuple[int, ...], ...], list[Sequence[Tensor]]] = {}
+        for batch in batches:
+            shapes.setdefault(tuple(tuple(t.shape) for t in batch), []).append(batch)
+        self._kinds = [(same[0], len(same)) for same in shapes.values()]
+        self.forward = _sum(self._forward(batch) * count for batch, count in self._kinds)
+        self.probe = self._forward(batches[-1])
+
+    def _forward(self, batch: Sequence[Tensor]) -> Work:
+        program, symbols = self.analysis.program, bind_symbols(self.analysis.program, batch)
+        moved = sum(2 * value_bytes(n, symbols) for n in program.graph.nodes if n.op == "call_function")
+        macs = CostModel(self.analysis.axes, inputs=batch).macs()
+        return Work(single=2.0 * macs, bandwidth=float(moved))
+
+    def moments(self, consumers: Sequence[Consumer]) -> Work:
+        """Second moments, one for each consumer; only one half of a symmetric product is computed."""
+        return _sum(self._moment(c) for c in consumers)
+
+    def _moment(self, consumer: Consumer) -> Work:
+        blocks, outputs, columns = consumer.shape(self.analysis.program)
+        total = Work()
+        for batch, count in self._kinds:
+            rows = _rows(consumer, bind_symbols(self.analysis.program, batch), blocks, outputs)
+            square = 8.0 * blocks * columns**2
+            total += Work(single=float(rows) * blocks * columns**2, bandwidth=3 * square) * count
+        return total
+
+    def pairs(self, chosen: Settings) -> dict[str, Work]:
+        """Of low ranks alone."""
+        consumers = [m.consumer for m in find_matrices(self.analysis)]
+        found = {"curves": _sum(_pair(*c.shape(self.analysis.program)[1:]) for c in consumers)}
+        if chosen.metric != "plain":
+            found |= {"forward": self.forward, "moments": self.moments(consumers)}
+        return found
+
+    def survey(self, cut: Sequence[Group], consumers: Sequence[Consumer], chosen: Settings) -> dict[str, Work]:
+        """Of a global budget: one walk, the curve of every group and rank, and a probe of each; bases once more."""
+        program = self.analysis.program
+        subspaces = find_subspaces(self.analysis, [g for g in cut if g.exact])[0] if chosen.subspace else []
+        based = {s.group.name for s in subspaces}
+        selected = {node for g in cut if g.name not in based for node in g.consumers}
+        matrices = find_matrices(self.analysis) if chosen.ranks else []
+        curves = _sum(_elimination(*c.shape(program)) for c in consumers if c.node.name in selected)
+        curves += _sum(_pair(*m.consumer.shape(program)[1:]) for m in matrices) * 2
+        curves += _sum(_decomposition(s.group.size) * len(s.sides) for s in subspaces)
+        probes = len(cut) + len(matrices) + (len(SHARES) if chosen.streams else 0)
+        walked = {c.node: c for c in (*consumers, *(m.consumer for m in matrices))}
+        return {
+            "forward": self.forward, "moments": self.moments(list(walked.values())), "curves": curves,
+            "probes": self.probe * (_PROBED * probes),
+        }  # fmt: skip
+
+
+def _rows(consumer: Consumer, symbols: Symbols, blocks: int, outputs: int) -> int:
+    """How many rows of its input a call reads: what it returns, over the outputs of one row."""
+    elements = value_bytes(consumer.node, symbols) // int(consumer.node.meta["val"].itemsize)
+    return elements // max(1, blocks * outputs)
+
+
+def _refit(blocks: int, outputs: int, columns: int) -> Work:
+    """Two right sides, a factor and a solution for each ridge and for the final one, residuals."""
+    n, k = float(outputs), float(columns)
+    products = 4 * n * k**2 + 2 * (_LADDER + 2) * n * k**2
+    return Work(double=products, solving=(_LADDER + 1) * (k**3 / 3 + 2 * n * k**2)) * blocks
+
+
+def _elimination(blocks: int, outputs: int, columns: int) -> Work:
+    """An inverse, and its update and that of the weight for each portion."""
+    n, k = float(outputs), float(columns)
+    return Work(double=2 * k**3 + 2 * n * k**2, solving=2 * k**3) * blocks
+
+
+def _pair(outputs: int, inputs: int) -> Work:
+    """Full-rank factors of a weight, and the basis between them."""
+    small, large = float(min(outputs, inputs)), float(max(outputs, inputs))
+    return _decomposition(small) + Work(double=4 * small**2 * large, solving=4 * small**2 * large)
+
+
+def _decomposition(size: float) -> Work:
+    """Two symmetric eigendecompositions."""
+    return Work(decomposing=2 * _DECOMPOSED * size**3)
+
+
+def _sum(parts: Iterable[Work]) -> Work:
+    return sum(parts, start=Work())

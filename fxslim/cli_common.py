@@ -268,6 +268,13 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Make the plan, say what it and the run will take, and write nothing."),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Leave the weights of a Hugging Face model on disk; each is read when it is needed.",
+    ),
+]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
 ]
@@ -384,13 +391,15 @@ def opened(
     shown: Watcher, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
     further: Sequence[str] | None = None,
     trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
-    task: str | None = None,
+    task: str | None = None, stream: bool = False,
 ) -> tuple[Source, Analysis]:  # fmt: skip
     """The model and its analysis, each a step that is shown; prepared as a plan says, or as always."""
     from fxslim.opening import open_model, prepared
 
     shown.step("load")
-    source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
+    source = open_model(
+        model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream
+    )
     shown.step("capture")
     program = source.program
     shown.step("analyze")

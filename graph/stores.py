@@ -13,7 +13,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,23 @@ class FileTensor:
     path: Path
     offset: int
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype  # that it is read in
+    stored: torch.dtype | None = None  # that of the file, where it is another
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Bytes of its data, once read."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def cast(self, dtype: torch.dtype) -> FileTensor:
+        """The same tensor, read in another type; one that is cast already is not cast twice.
+
+        Raises:
+            ValueError: it is cast already.
+        """
+        if self.stored is not None:
+            raise ValueError("a tensor that is cast already")
+        return self if dtype is self.dtype else replace(self, dtype=dtype, stored=self.dtype)
 
     def read(self) -> Tensor:
         """Its values, in memory of their own.
@@ -57,18 +68,20 @@ class FileTensor:
         Raises:
             InputError: the file is gone, or ends too early.
         """
-        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        held = self.stored or self.dtype
+        size = math.prod(self.shape) * held.itemsize
+        data = torch.empty(size, dtype=torch.uint8)
         view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                while done < self.nbytes and (got := file.readinto(view[done:])):
+                while done < size and (got := file.readinto(view[done:])):
                     done += got
         except OSError as error:
             raise InputError(f"weights cannot be read: {error.strerror or error}", at=str(self.path)) from error
-        if done < self.nbytes:
+        if done < size:
             raise InputError("the file of weights was cut short while it was in use", at=str(self.path))
-        return data.view(self.dtype).reshape(self.shape) if self.nbytes else torch.empty(self.shape, dtype=self.dtype)
+        return (data.view(held) if size else torch.empty(0, dtype=held)).reshape(self.shape).to(self.dtype)
 
 
 class Spill:

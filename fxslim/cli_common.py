@@ -275,6 +275,17 @@ Stream = Annotated[
         help="Leave the weights of a Hugging Face model on disk; each is read when it is needed.",
     ),
 ]
+OffloadActivations = Annotated[
+    bool,
+    typer.Option(
+        "--offload-activations",
+        help="With --stream: what calibration batches hold between two pieces of the model waits on disk too.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where calibration runs, piece by piece: cuda. Default: the CPU.", show_default=False),
+]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
 ]

@@ -24,6 +24,7 @@ from fxslim.identity import key_of
 from fxslim.latency_plans import Attempt, LatencyPlans, MeasuredPlan, refuse_untimed
 from fxslim.operator_times import machine_of
 from fxslim.outputs import write_json_atomic, write_text_atomic
+from fxslim.passes.journal import Journal
 from fxslim.passes.methods import settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
@@ -41,7 +42,7 @@ __all__ = ["Made", "asked_of", "help_make", "make_slim", "plan_key"]
 _SERVING = (
     "evaluation", "opset", "provider", "threads", "latency_seconds", "sizes", "onnx_dtype", "quantize",
     "max_quality_loss", "min_speedup", "max_bytes", "max_parity_error", "model", "calibration", "trust_pt2",
-    "trust_remote_code",
+    "trust_remote_code", "stream", "offload_activations",
 )  # fmt: skip
 """Options that no plan depends on; model and data are known by their hashes."""
 
@@ -117,13 +118,16 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
         if earlier is not None:
             run.resumed.append("plan")
             return earlier
-        asked = asked_of(options, subject, run)
+        # Of several processes only one has a journal, and all must make the same calls.
+        journal = Journal(stages.steps(key)) if current_team().size == 1 else None
+        asked = {**asked_of(options, subject, run), "journal": journal}
         plan, applied, paced = _planned(options, subject, analysis, asked)
     with run.step("apply"):
         if applied is None:
-            applied = _apply(options, subject, analysis, plan, run)
+            applied = _apply(options, subject, analysis, plan, run, journal)
         restored = applied.restoration
         facts = None if restored is None else restoration_facts(restored, subject.calibration)
+        run.resumed += ["restoration"] if journal is not None and journal.found else []
         made = Made(plan, applied.program, applied.analysis, facts, paced, asked.get("curves", {}))
         _keep(stages, key, made, analysis)
     return made
@@ -138,8 +142,10 @@ def help_make(options: SlimOptions, subject: Subject, analysis: Analysis, run: R
         _apply(options, subject, analysis, plan, run)
 
 
-def _apply(options: SlimOptions, subject: Subject, analysis: Analysis, plan: Plan, run: Run) -> Applied:
-    return apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress)
+def _apply(
+    options: SlimOptions, subject: Subject, analysis: Analysis, plan: Plan, run: Run, journal: Journal | None = None
+) -> Applied:
+    return apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress, journal)
 
 
 def _planned(

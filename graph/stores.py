@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fxslim.graph.errors import InputError
 
-__all__ = ["FileTensor", "Placement", "Spill", "WeightStore", "raw_bytes", "read_header", "write_safetensors"]
+__all__ = ["FileTensor", "Placement", "Spill", "WeightStore", "entry_in", "raw_bytes", "read_header", "write_safetensors"]
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -214,6 +214,11 @@ class WeightStore(MutableMapping[str, Tensor]):
                 self._holders[name] -= 1
                 if not self._holders[name]:
                     self._held.pop(name, None)
+
+
+def entry_in(weights: Mapping[str, Tensor], name: str) -> Tensor | FileTensor:
+    """The tensor, or where it is: what a store has, or any other mapping."""
+    return weights.entry(name) if isinstance(weights, WeightStore) else weights[name]
 
 
 def read_header(path: Path) -> dict[str, FileTensor]:

@@ -79,6 +79,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.found = 0  # steps that were there
         self._numbers = itertools.count()
 
     def walk(self, program: Program, selection: Selection, asked: Sequence[Any]) -> KeptSteps:
@@ -87,14 +88,14 @@ class Journal:
         cut = [(str(kept.mask.shape), digest([[kept.mask]])) for kept in selection.kept.values()]
         text = repr((program.fingerprint(), cut, list(asked)))
         name = f"{next(self._numbers):02}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        return KeptSteps(self.folder, name, on_disk=program.weights.spill is not None)
+        return KeptSteps(self, name, on_disk=program.weights.spill is not None)
 
 
 class KeptSteps:
     """The finished steps of one walk. With `on_disk` their weights stay in the files."""
 
-    def __init__(self, folder: Path, name: str, *, on_disk: bool) -> None:
-        self._folder, self._name, self._on_disk = folder, name, on_disk
+    def __init__(self, journal: Journal, name: str, *, on_disk: bool) -> None:
+        self._journal, self._name, self._on_disk = journal, name, on_disk
 
     def find(self, number: int) -> Finished | None:
         """What a step came to, if it was kept whole."""
@@ -108,6 +109,7 @@ class KeptSteps:
                 return None
         except (InputError, KeyError, ValueError):
             return None  # whatever is wrong with it, doing it again is right
+        self._journal.found += 1
         row, norm = facts.pop("row"), facts.pop("norm")
         weights = {n.removeprefix(_WEIGHT): e for n, e in entries.items() if n.startswith(_WEIGHT)}
         return Finished(
@@ -134,7 +136,7 @@ class KeptSteps:
         path = self._path(number)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._journal.folder.mkdir(parents=True, exist_ok=True)
             write_safetensors(draft, store)
             sync(draft)
             os.replace(draft, path)
@@ -149,4 +151,4 @@ class KeptSteps:
         return Finished(weights, finished.masks, finished.row, finished.norm, finished.warnings, finished.said)
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"{self._name}-{number:05}.safetensors"
+        return self._journal.folder / f"{self._name}-{number:05}.safetensors"

@@ -12,7 +12,7 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
-from fxslim.graph.stores import WeightStore
+from fxslim.graph.stores import entry_in
 from fxslim.graph.verify import verify
 from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.change_basis import bases_of
@@ -46,7 +46,7 @@ class Prune(Pass):
         rewriter = Rewriter(analysis.program, self.name)
         restored = self.restored or {}
         for name in restored:
-            rewriter.set_weight(name, restored.entry(name) if isinstance(restored, WeightStore) else restored[name])
+            rewriter.set_weight(name, entry_in(restored, name))
         rewriter.slice(analysis.axes, self.plan.selection(analysis))
         return PassResult(rewriter.program, rewriter.edits)
 

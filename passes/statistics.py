@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -26,11 +26,11 @@ from torch import Tensor, fx
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.pieces import Environment, Shelf, pieces
-from fxslim.graph.stores import raw_bytes
+from fxslim.graph.stores import WeightStore, raw_bytes
 from fxslim.passes.consumers import Consumer
 from fxslim.passes.team import Team, current_team, nothing_of
 
-__all__ = ["CalibrationWalk", "SecondMoment", "digest"]
+__all__ = ["CalibrationWalk", "Moments", "SecondMoment", "digest"]
 
 HELD_OUT_EVERY = 8  # one batch in so many judges what the others led to
 
@@ -66,6 +66,10 @@ class SecondMoment:
     def __add__(self, other: SecondMoment) -> SecondMoment:
         return SecondMoment(self.matrix + other.matrix)
 
+    def __iadd__(self, other: SecondMoment) -> SecondMoment:
+        self.matrix += other.matrix
+        return self
+
     def to(self, device: torch.device) -> SecondMoment:
         """The same on a device."""
         return SecondMoment(self.matrix.to(device))
@@ -85,11 +89,39 @@ class SecondMoment:
         return (squares - sums.square() / max(1, self.count)).clamp(min=0)
 
 
+class Moments(MutableMapping[fx.Node, SecondMoment]):
+    """Second moments by node, on disk where a store spills."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store.empty()
+        self._nodes: dict[str, fx.Node] = {}
+
+    def __getitem__(self, node: fx.Node) -> SecondMoment:
+        return SecondMoment(self._store[node.name])
+
+    def __setitem__(self, node: fx.Node, moment: SecondMoment) -> None:
+        self._store[node.name], self._nodes[node.name] = moment.matrix, node
+
+    def __delitem__(self, node: fx.Node) -> None:
+        del self._store[node.name], self._nodes[node.name]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._nodes.values())
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
 def split_rows(every: Sequence[Tensor], of: Callable[[Tensor], S]) -> tuple[S, S]:
     """The sums of a statistic of [g, tokens, k] over most rows, and over every eighth."""
     held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     kept, left = ([of(part[:, rows]) for part in every] for rows in (~held, held))
     return reduce(operator.add, kept), reduce(operator.add, left)
+
+
+def _sum(parts: Iterable[S]) -> S:
+    """The sum of parts that nobody else holds, made in the first one where that can be."""
+    return reduce(operator.iadd, parts)
 
 
 def digest(batches: Iterable[Iterable[Tensor]]) -> str:

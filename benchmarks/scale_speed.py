@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.scale_models import OPT_125M, text_batches, write_opt
+from benchmarks.scale_models import text_batches, write_opt
 from fxslim.api import compress
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.evaluate import Evaluator
@@ -82,7 +82,9 @@ def main(options: argparse.Namespace) -> list[str]:
             seconds, (_, applied) = _timed(lambda: compress(analysis, options.keep, calibration=batches, **asked))  # noqa: B023
             assert applied.restoration is not None
             weights = {row.weight for row in applied.restoration.rows}
-            own = [c for c in find_consumers(analysis.axes)[0] if c.weight in weights] or find_consumers(analysis.axes)[0]
+            own = [c for c in find_consumers(analysis.axes)[0] if c.weight in weights] or find_consumers(analysis.axes)[
+                0
+            ]
             floor = measure_floor(analysis, own, batches)
             lines.append(
                 f"| {method} | {seconds:.1f} | {floor.once:.1f} | {seconds / floor.once:.2f} | {floor.twice:.1f} "

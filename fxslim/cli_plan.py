@@ -117,7 +117,12 @@ def plan(
         if groups is not None:
             wanted["groups"] = c.split(groups)
         if memory:
-            _print_memory(plan_memory(analysis, data and data.inputs, chosen, groups=wanted["groups"], inexact=inexact), json)
+            _print_memory(
+                plan_memory(
+                    analysis, None if data is None else data.inputs, chosen, groups=wanted["groups"], inexact=inexact
+                ),
+                json,
+            )
             return
         made = make_plan(
             analysis, keep, width=width, of=of, calibration=data, round_to=1 if round_to is None else round_to,

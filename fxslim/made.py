@@ -18,7 +18,7 @@ from fxslim.calibration import restoration_facts
 from fxslim.export import resolve_provider
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import FxslimError
-from fxslim.graph.program import Program
+from fxslim.graph.program import Program, WeightStore
 from fxslim.graph.serialize import load, save
 from fxslim.identity import key_of
 from fxslim.latency_plans import Attempt, LatencyPlans, MeasuredPlan, refuse_untimed
@@ -113,7 +113,7 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
     """
     key = plan_key(options, subject)
     with run.step("plan"):
-        earlier = _earlier(stages.find(key), analysis)
+        earlier = _earlier(stages.find(key), analysis, stream=options.stream)
         current_team().handed(earlier is not None)  # to those that `help_make`
         if earlier is not None:
             run.resumed.append("plan")
@@ -180,19 +180,28 @@ def _keep(stages: Stages, key: str, made: Made, given: Analysis) -> None:
             save(made.analysis.program, folder / _PREPARED)
 
 
-def _earlier(folder: Path | None, given: Analysis) -> Made | None:
+def _earlier(folder: Path | None, given: Analysis, *, stream: bool) -> Made | None:
     """What an earlier run kept in a folder; None where there is none, or it cannot be read back."""
     if folder is None:
         return None
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        analysis = analyze(load(folder / _PREPARED)) if (folder / _PREPARED).is_dir() else given
-        plan, program, curves = Plan.load(folder / _PLAN), load(folder / _SLIM), load_file(folder / _CURVES)
+        analysis, weights = given, given.program.weights
+        if (folder / _PREPARED).is_dir():
+            analysis = analyze(_placed(load(folder / _PREPARED, stream=stream), weights))
+        program = _placed(load(folder / _SLIM, stream=stream), weights)
+        plan, curves = Plan.load(folder / _PLAN), load_file(folder / _CURVES)
         plan.selection(analysis)
     except (FxslimError, SafetensorError, OSError, ValueError):
         return None  # whatever is wrong with it, making it again is right
     paced = None if facts["paced"] is None else _paced(facts["paced"], plan, Applied(program, None, analysis))
     return Made(plan, program, analysis, facts["restoration"], paced, curves)
+
+
+def _placed(program: Program, like: WeightStore) -> Program:
+    """The program, which spills and runs where another store's does."""
+    program.weights.spill, program.weights.placement = like.spill, like.placement
+    return program
 
 
 def _pace(found: MeasuredPlan | None) -> dict[str, Any] | None:

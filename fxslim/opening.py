@@ -56,9 +56,10 @@ def open_model(
         raise InputError("a saved program keeps its inputs", at=str(place), remedy="leave --task out")
     if dtype is not None:
         raise InputError("a saved program keeps its type", at=str(place), remedy="leave --dtype out")
-    program = load(place)
-    source = SavedSource(name=model, module=program.root(), saved=program)
-    refuse_bad_weights(source)
+    program = load(place, stream=stream)
+    source = SavedSource(name=model, module=program.root(placeholders=True), saved=program)
+    if not stream:
+        refuse_bad_weights(source)
     return source
 
 

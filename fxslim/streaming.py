@@ -40,7 +40,9 @@ def device_of(name: str | None) -> torch.device | None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise InputError(f"--device {name} cannot be used: {reason}", remedy="leave it out to run on the CPU") from error
+        raise InputError(
+            f"--device {name} cannot be used: {reason}", remedy="leave it out to run on the CPU"
+        ) from error
     if device.type == "meta":
         raise InputError("--device meta computes nothing", remedy="leave it out to run on the CPU")
     return None if device.type == "cpu" else device

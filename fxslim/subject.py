@@ -25,7 +25,7 @@ from fxslim.passes.survey import Survey
 from fxslim.recipe import Pinned
 from fxslim.run_steps import Run
 from fxslim.slim_options import SlimOptions
-from fxslim.sources import Source
+from fxslim.sources import Source, refuse_bad_weights
 from fxslim.streaming import place
 from fxslim.timing import parse_sizes, timed_inputs
 
@@ -110,6 +110,8 @@ def open_subject(options: SlimOptions, scratch: Path, run: Run, pinned: Pinned |
         )  # fmt: skip
     with run.step("capture"):
         refuse_other_model(wanted, source.program)
+        if options.stream:
+            refuse_bad_weights(source)
         place(source.program, scratch / "weights", options)
     subject = Subject(source, None, None, wanted, wanted, scratch)
     with run.step("analyze"):

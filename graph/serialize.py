@@ -30,6 +30,7 @@ from fxslim.graph.capture import capture_exported, export_strategies
 from fxslim.graph.errors import CaptureError, FxslimError, InputError
 from fxslim.graph.program import Program, Weight, WeightStore
 from fxslim.graph.shards import SHARD, index_of, read_shards, write_shards
+from fxslim.graph.stores import FileTensor
 
 __all__ = ["GRAPH_FILE", "INPUTS_FILE", "WEIGHTS_FILE", "is_saved_program", "load", "save"]
 
@@ -91,8 +92,8 @@ def save(program: Program, directory: str | Path, *, shard: int = SHARD) -> Path
     return target
 
 
-def load(directory: str | Path) -> Program:
-    """The program that `save` wrote.
+def load(directory: str | Path, *, stream: bool = False) -> Program:
+    """The program that `save` wrote. With `stream` its weights stay on disk, each read when it is asked for.
 
     Raises:
         InputError: a file is missing, damaged, or names an operator that the format does not allow.
@@ -100,7 +101,7 @@ def load(directory: str | Path) -> Program:
     path = Path(directory)
     try:
         data = json.loads((path / GRAPH_FILE).read_text(encoding="utf-8"))
-        weights = _weights(path / WEIGHTS_FILE)
+        weights = _weights(path / WEIGHTS_FILE, stream)
         inputs = load_file(path / INPUTS_FILE)
     except FileNotFoundError as error:
         raise InputError(
@@ -119,10 +120,13 @@ def load(directory: str | Path) -> Program:
         raise InputError(f"the saved program {str(path)!r} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    if not index_of(path).is_file():
-        return load_file(path)
-    return {name: entry.read() for name, entry in read_shards(path).items()}
+def _weights(path: Path, stream: bool) -> Mapping[str, Tensor | FileTensor]:
+    if stream:
+        return read_shards(path)
+    if index_of(path).is_file():
+        return {name: entry.read() for name, entry in read_shards(path).items()}
+    weights: Mapping[str, Tensor] = load_file(path)
+    return weights
 
 
 def _encode_program(program: Program) -> dict[str, Any]:
@@ -281,7 +285,9 @@ def _dummy(value: Any) -> Any:
     return {"tuple": tuple, "list": list}[kind](_dummy(v) for v in inner)
 
 
-def _decode_program(data: Mapping[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Program:
+def _decode_program(
+    data: Mapping[str, Any], weights: Mapping[str, Tensor | FileTensor], inputs: dict[str, Tensor]
+) -> Program:
     info = {
         name: Weight(
             name, tuple(weights[name].shape), weights[name].dtype, w["trainable"], tuple(w["aliases"]), w["persistent"]
@@ -321,7 +327,7 @@ def _decode_graph(entries: list[Mapping[str, Any]]) -> fx.Graph:
 
 def _trace(draft: Program, names: list[str]) -> Program:
     """The program with all shapes derived anew."""
-    module = draft.flat_module()
+    module = draft.flat_module(placeholders=True)
     shapes = tuple(draft.dynamic.get(name) for name in names)  # by position: the exporter may rename an argument
     try:
         exported = export_strategies(module, draft.example_inputs, {}, shapes)

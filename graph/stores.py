@@ -24,7 +24,16 @@ from torch import Tensor
 
 from fxslim.graph.errors import InputError
 
-__all__ = ["FileTensor", "Placement", "Spill", "WeightStore", "entry_in", "raw_bytes", "read_header", "write_safetensors"]
+__all__ = [
+    "FileTensor",
+    "Placement",
+    "Spill",
+    "WeightStore",
+    "entry_in",
+    "raw_bytes",
+    "read_header",
+    "write_safetensors",
+]
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ class KeptSteps:
             sync(draft)
             os.replace(draft, path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             reason = error.strerror or error
             raise InputError(f"what the run has found so far cannot be written: {reason}", at=str(path)) from error
         if not self._on_disk:

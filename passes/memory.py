@@ -66,9 +66,7 @@ def walk_memory(
 class _Counted:
     """What a walk holds, piece by piece."""
 
-    def __init__(
-        self, program: Program, batches: Sequence[Sequence[Tensor]], passes: int, refitted: set[str]
-    ) -> None:
+    def __init__(self, program: Program, batches: Sequence[Sequence[Tensor]], passes: int, refitted: set[str]) -> None:
         self._program, self._passes = program, passes
         self._refitted = refitted if passes > 1 else set()  # of these the original and the new one are read
         self._offload = program.weights.placement.offload

@@ -32,6 +32,7 @@ from fxslim.passes.team import Team, current_team, nothing_of
 
 __all__ = ["CalibrationWalk", "Moments", "SecondMoment", "digest"]
 
+_STRIP = 512  # columns whose products with all later ones are taken at once
 HELD_OUT_EVERY = 8  # one batch in so many judges what the others led to
 
 
@@ -56,12 +57,17 @@ class SecondMoment:
     def of(columns: Tensor) -> SecondMoment:
         """The second moment of [g, tokens, k]. Products in float32 at least, sums over batches in float64."""
         columns = columns if columns.dtype == torch.float64 else columns.float()  # half precision overflows in sums
-        ones = columns.new_ones(*columns.shape[:2], 1)
-        extended = torch.cat([columns, ones], dim=2)
-        matrix = extended.transpose(1, 2) @ extended
+        blocks, count, width = columns.shape
+        matrix = columns.new_empty(blocks, width + 1, width + 1, dtype=torch.float64)
+        for start in range(0, width, _STRIP):  # what lies below the diagonal is what lies above it
+            strip = slice(start, min(start + _STRIP, width))
+            matrix[:, strip, start:-1] = columns[..., strip].transpose(1, 2) @ columns[..., start:]
+            matrix[:, start + _STRIP : -1, strip] = matrix[:, strip, start + _STRIP : -1].transpose(1, 2)
+        matrix[:, -1, :-1] = matrix[:, :-1, -1] = columns.sum(1, dtype=torch.float64)
+        matrix[:, -1, -1] = count
         if not bool(matrix.isfinite().all()):
             raise InputError("squares of activations overflow", remedy="check the calibration data for extreme values")
-        return SecondMoment(matrix.double())
+        return SecondMoment(matrix)
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
         return SecondMoment(self.matrix + other.matrix)

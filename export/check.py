@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxslim.export.interface import constant_outputs, interface_failures, tensor_outputs, weight_failures
 from fxslim.export.model_file import Constant, finite, load_model, read_dtype
@@ -19,12 +18,14 @@ from fxslim.export.narrow import OnnxDtype, torch_dtype
 from fxslim.export.providers import create_session, node_assignments, provider_name, resolve_provider
 from fxslim.export.quality import Quality, measure_quality
 from fxslim.export.reference import run_float64
-from fxslim.export.rounding import run_rounded
+from fxslim.export.rounding import RoundedEvaluator, run_rounded
 from fxslim.export.running import run_session
 from fxslim.export.samples import Sizes, default_shapes, draw_inputs, example_sizes, reordered_rows, single_variations
+from fxslim.export.together import Answer, run_together
 from fxslim.export.tolerance import Comparison, Tolerance, compare, tolerance_for, tolerance_of_type
 from fxslim.graph.dims import summands
 from fxslim.graph.errors import CheckError, InputError
+from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 
 __all__ = ["OnnxCheck", "Reference", "ShapeCheck", "check_onnx"]
@@ -32,7 +33,14 @@ __all__ = ["OnnxCheck", "Reference", "ShapeCheck", "check_onnx"]
 Reference = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 """The flat outputs for flat inputs, computed in float64."""
 
+_Answer = Callable[[], Sequence[Any]]
+_Answers = Callable[[int, list[torch.Tensor]], tuple[_Answer, _Answer]]  # of the program and of its reference
+
 REQUIRED_RUNS = 2
+_STREAMED = (
+    "the weights stayed on disk: the program was run operator by operator, and ONNX Runtime read the file's weights "
+    "where they lie, without packing them anew"
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class OnnxCheck:
     quality: tuple[Quality, ...] = field(default=())
     constants: dict[str, Constant] = field(default_factory=dict)  # outputs that the file holds as metadata
     dtype: str = "float32"  # of the file's arithmetic; a narrow one is judged by the program rounded to it
+    streamed: bool = False  # the weights of the program are on disk, and neither it nor the file was loaded whole
 
     @property
     def ok(self) -> bool:
@@ -76,6 +85,7 @@ class OnnxCheck:
         idle = [rows[0].name for rows in zip(*runs, strict=False) if all(row.constant for row in rows)]
         skipped = [s for s in self.shapes if s.not_applicable is not None]
         return (
+            *((_STREAMED,) if self.streamed else ()),
             *(f"the output {name!r} is constant in every run, so that agreeing with it proves little" for name in idle),
             *(f"the output {k!r} is always {v!r}, and no tensor of the file" for k, v in self.constants.items()),
             *(f"at {_at(s.sizes)} the program itself cannot run: {s.not_applicable}" for s in skipped),
@@ -125,7 +135,8 @@ def check_onnx(
     Compares names, types, dimensions and weights, then the outputs of ONNX Runtime and PyTorch for the example inputs
     and for inputs drawn at each of `shapes` (sizes by dimension name), or for the flat `inputs` given, against float64.
     A file in float16 or bfloat16 is compared with the program whose every result is rounded to that type. `dtype` is
-    the type that the file has to be in; None takes the one that it says.
+    the type that the file has to be in; None takes the one that it says. Where the program has weights on disk, it is
+    run operator by operator, at all shapes side by side, and ONNX Runtime maps the file's external data into memory.
 
     Raises:
         InputError: the file cannot be read.
@@ -144,14 +155,14 @@ def check_onnx(
     )
     failures = [f"the file is in {said}, {dtype} was asked for"] if dtype not in (None, said) else []
     failures += [*interface_failures(program, model, said), *weight_failures(program, model, path, said)]
-    session = _session(path, ort_provider, threads, said)
+    streamed = program.weights.on_disk
+    session = _session(path, ort_provider, threads, said, streamed)
     nodes = node_assignments(session)
     counts = Counter(provider_name(n.provider) for n in nodes)
     off = Counter(n.op_type for n in nodes if n.provider != ort_provider)
     rows: list[ShapeCheck] = []
     quality: list[Quality] = []
     if not _interface_differs(session, program):
-        reference64 = reference64 or (lambda x: run_float64(program, x))
         batches = list(_batches(program, shapes, inputs, seed))
         judge = _Judge(program, session, reference64, tolerance, said)
         rows = judge.run_all(batches)
@@ -168,13 +179,13 @@ def check_onnx(
         failures.append("ONNX Runtime reports other inputs or outputs than the program has, so nothing was run")
     return OnnxCheck(
         provider_name(ort_provider), dict(counts), tuple(f"{op} x{n}" for op, n in off.most_common()),
-        tolerance, tuple(rows), tuple(failures), tuple(quality), constant_outputs(program), said,
+        tolerance, tuple(rows), tuple(failures), tuple(quality), constant_outputs(program), said, streamed,
     )  # fmt: skip
 
 
-def _session(path: Path, ort_provider: str, threads: int | None, dtype: str) -> Any:
+def _session(path: Path, ort_provider: str, threads: int | None, dtype: str, mapped: bool) -> Any:
     try:
-        return create_session(path.resolve(), ort_provider, threads=threads)
+        return create_session(path.resolve(), ort_provider, threads=threads, mapped=mapped)
     except CheckError as error:
         if dtype == "float32":
             raise
@@ -225,20 +236,45 @@ class _Judge:
 
     program: Program
     session: Any
-    reference64: Reference
+    reference64: Reference | None
     tolerance: Tolerance
     dtype: str
 
     def run_all(self, batches: Sequence[tuple[Sizes, list[torch.Tensor]]]) -> list[ShapeCheck]:
         """One row for each batch."""
-        module = self.program.flat_module().eval()
         with _quiet():
-            return [self._run_one(module, sizes, batch) for sizes, batch in batches]
+            answer = self._together([x for _, x in batches]) if self.program.weights.on_disk else self._one_by_one()
+            return [self._run_one(sizes, inputs, *answer(i, inputs)) for i, (sizes, inputs) in enumerate(batches)]
 
-    def _run_one(self, module: fx.GraphModule, sizes: Sizes, inputs: list[torch.Tensor]) -> ShapeCheck:
+    def _one_by_one(self) -> _Answers:
+        module = self.program.flat_module().eval()
+        exact = self.reference64 or (lambda x: run_float64(self.program, x))
+
+        def expected(inputs: list[torch.Tensor]) -> Sequence[Any]:
+            if self.dtype == "float32":
+                return module(*inputs)  # type: ignore[no-any-return]
+            return run_rounded(self.program, inputs, torch_dtype(self.dtype))
+
+        return lambda _, inputs: (lambda: expected(inputs), lambda: exact(inputs))
+
+    def _together(self, batches: Sequence[list[torch.Tensor]]) -> _Answers:
+        """All answers of the program from one walk over it."""
+        narrow = self.dtype != "float32"
+        own = RoundedEvaluator(self.program, torch_dtype(self.dtype)) if narrow else Evaluator(self.program)
+        evaluators = [own] if self.reference64 else [own, Evaluator(self.program, dtype=torch.float64)]
+        found = run_together(evaluators, batches)
+
+        def answers(i: int, inputs: list[torch.Tensor]) -> tuple[_Answer, _Answer]:
+            given = self.reference64
+            exact = (lambda: given(inputs)) if given else (lambda: _or_raise(found[1][i]))
+            return lambda: _or_raise(found[0][i]), exact
+
+        return answers
+
+    def _run_one(self, sizes: Sizes, inputs: list[torch.Tensor], own: _Answer, reference: _Answer) -> ShapeCheck:
         try:
             with torch.no_grad():
-                expected = _tensors(self._expected(module, inputs))
+                expected = _tensors(own())
         except Exception as error:  # any operator may refuse a size
             return ShapeCheck(sizes, not_applicable=_reason(error))
         try:
@@ -248,15 +284,15 @@ class _Judge:
         got, want = [list(t.shape) for t in found], [list(t.shape) for t in expected]
         if got != want:
             return ShapeCheck(sizes, failure=f"ONNX Runtime returns the shapes {got}, the program {want}")
-        exact = _tensors(_exact(self.reference64, inputs))
+        exact = _tensors(_exact(reference))
         rows = zip(tensor_outputs(self.program), found, expected, exact, strict=True)
         return ShapeCheck(sizes, tuple(compare(*row, self.tolerance) for row in rows))
 
-    def _expected(self, module: fx.GraphModule, inputs: list[torch.Tensor]) -> Sequence[Any]:
-        """The program's own answer in the precision of the file."""
-        if self.dtype == "float32":
-            return module(*inputs)  # type: ignore[no-any-return]
-        return run_rounded(self.program, inputs, torch_dtype(self.dtype))
+
+def _or_raise(answer: Answer) -> list[Any]:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @contextmanager
@@ -272,9 +308,9 @@ def _tensors(outputs: Iterable[Any]) -> list[torch.Tensor]:
     return [value for value in outputs if isinstance(value, torch.Tensor)]
 
 
-def _exact(reference64: Reference, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+def _exact(reference: _Answer) -> Sequence[Any]:
     try:
-        return reference64(inputs)
+        return reference()
     except CheckError:
         raise
     except Exception as error:  # any operator may refuse float64

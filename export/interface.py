@@ -34,6 +34,7 @@ _DTYPES = {
     torch.int64: "INT64", torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8",
     torch.bool: "BOOL",
 }  # fmt: skip
+_AT_ONCE = 1 << 20  # numbers of a weight that are looked at together
 _MOST = 5  # failures of one kind that are worth a line each
 
 
@@ -192,15 +193,24 @@ def _as_stored(tensor: ir.TensorProtocol, weight: torch.Tensor, dtype: str) -> t
 def _not_finite(program: Program, name: str, tensor: ir.TensorProtocol) -> str | None:
     if not tensor.dtype.is_floating_point():
         return None
-    values = np.asarray(tensor.numpy(), dtype=np.float64)
-    if np.isnan(values).any():
+    nan, plus, minus = _unbounded(tensor)
+    if nan:
         return f"the initializer {name!r} of the file holds NaN"
     # A mask is minus infinity by intent; a parameter never is.
-    if name in program.info and program.info[name].trainable and np.isinf(values).any():
+    if name in program.info and program.info[name].trainable and (plus or minus):
         return f"the weight {name!r} of the file holds infinities"
-    if np.isposinf(values).any() and not (values.size == 1 and _names_infinity(program)):
+    if plus and not (tensor.size == 1 and _names_infinity(program)):
         return f"the initializer {name!r} of the file holds plus infinity"
     return None
+
+
+def _unbounded(tensor: ir.TensorProtocol) -> tuple[bool, bool, bool]:
+    """Whether there is NaN, plus infinity and minus infinity among the values, of which few are copied at a time."""
+    flat, found = tensor.numpy().reshape(-1), np.zeros(3, dtype=bool)
+    for start in range(0, flat.size, _AT_ONCE):
+        part = np.asarray(flat[start : start + _AT_ONCE], dtype=np.float64)
+        found |= [np.isnan(part).any(), np.isposinf(part).any(), np.isneginf(part).any()]
+    return bool(found[0]), bool(found[1]), bool(found[2])
 
 
 def _names_infinity(program: Program) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -57,6 +58,13 @@ class LatencyReport:
     rebuild_ratios: tuple[float, ...] = ()  # of each pair of sessions
     quantiles_ms: dict[str, list[float]] = field(default_factory=dict)  # by role: 0, 5, ... 100 % of all rounds
 
+    @staticmethod
+    def unmeasured(provider: str, threads: int) -> LatencyReport:
+        """Nothing was timed: no rounds, and ratios that are no numbers. `provider` as `resolve_provider` takes it."""
+        none = Ratio(math.nan, math.nan, math.nan)
+        name = provider_name(resolve_provider(provider))
+        return LatencyReport("original", "slim", {}, none, none, name, threads, 0, 0.0)
+
     @property
     def faster(self) -> bool:
         """Whether the speed-up is certain: the interval lies above 1, and above that of the control."""
@@ -70,6 +78,8 @@ class LatencyReport:
     @property
     def verdict(self) -> str:
         """`1.42x faster (95 % CI 1.38-1.47)`, or what else can be said."""
+        if not self.rounds:
+            return "latency was not measured"
         r = self.ratio
         interval = f"(95 % CI {r.low:.2f}-{r.high:.2f})"
         if self.faster:

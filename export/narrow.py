@@ -23,6 +23,7 @@ DTYPE = "fxslim.dtype"
 
 NARROW = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 _NUMPY = {ir.DataType.FLOAT16: np.dtype(np.float16), ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+_AT_ONCE = 1 << 22  # numbers of a weight that are looked at together: it is not copied as a whole
 _LARGEST = float(np.finfo(np.float16).max)
 
 # Sums over many terms, powers and exponentials, whose results leave the range of float16 or lose all digits of
@@ -305,8 +306,9 @@ def _inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
 
 def _exceeds(array: np.ndarray, bound: float) -> bool:
     """Whether a finite value is beyond the bound."""
-    finite = np.abs(array, where=np.isfinite(array), out=np.zeros_like(array))
-    return bool(array.size) and bool(finite.max() > bound)
+    flat = array.reshape(-1)
+    parts = (np.abs(flat[i : i + _AT_ONCE]) for i in range(0, flat.size, _AT_ONCE))
+    return any(bool((np.isfinite(part) & (part > bound)).any()) for part in parts)
 
 
 def _converted(tensor: ir.TensorProtocol, dtype: ir.DataType, clipped: bool) -> ir.LazyTensor:

@@ -16,7 +16,7 @@ from fxslim.export.providers import CPU, create_session
 from fxslim.export.weights import tensor_to_numpy
 from fxslim.graph.errors import CheckError
 
-__all__ = ["own_peak_bytes", "peak_bytes"]
+__all__ = ["own_bytes", "own_peak_bytes", "peak_bytes"]
 
 _RUNS = 3
 _KIB = 1024
@@ -44,15 +44,24 @@ def peak_bytes(path: str | Path, inputs: Sequence[object], provider: str, thread
     return int(json.loads(done.stdout))
 
 
+def own_bytes() -> int:
+    """The memory that this process has resident now, in bytes; where the system does not tell, the most that it had."""
+    return _status("VmRSS") if _STATUS.is_file() else own_peak_bytes()
+
+
 def own_peak_bytes() -> int:
     """The most memory that this process has had resident, in bytes. On Linux not as getrusage has it: that counts what
     the parent had when it forked."""
     if _STATUS.is_file():
-        line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * _KIB
+        return _status("VmHWM")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else _KIB)
+
+
+def _status(name: str) -> int:
+    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * _KIB
 
 
 def _main(path: str, inputs: str, provider: str, threads: str) -> int:

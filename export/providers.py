@@ -154,18 +154,22 @@ def create_session(
     strict_float32: bool = True,
     denormals_as_zero: bool = False,
     spinning: bool = True,
+    mapped: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose first provider is the one asked for, never a silent substitute.
 
     `provider` is an ONNX Runtime name from `resolve_provider`. `threads` is the number of intra-op threads (None: ONNX
     Runtime decides). `strict_float32` turns TF32 off on CUDA. TensorRT has no switch per session: set the environment
-    variable NVIDIA_TF32_OVERRIDE=0 before the process starts.
+    variable NVIDIA_TF32_OVERRIDE=0 before the process starts. With `mapped` external data is used where it lies in the
+    file, not copied into layouts of the kernels: slower, in little memory of its own.
 
     Raises:
         CheckError: the model does not load, or the session runs on another provider.
     """
     ort = onnxruntime()
     options = _options(ort, threads, denormals_as_zero, spinning)
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     source = model if isinstance(model, bytes) else str(model)
     providers = _with_fallbacks(provider, strict_float32)
     try:

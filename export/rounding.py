@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.evaluate import Environment, Evaluator
 from fxslim.graph.program import Program
 
-__all__ = ["run_rounded"]
+__all__ = ["RoundedEvaluator", "run_rounded"]
 
 # What an exported file computes in float32 as well (`narrow.WIDE_OPS`), by the names that ATen has for it.
 _WIDE = frozenset({
@@ -33,19 +33,20 @@ def run_rounded(program: Program, inputs: Sequence[Tensor], dtype: torch.dtype) 
     Raises:
         AnalysisError: an operator refuses its arguments.
     """
-    evaluator = _Rounded(program, dtype)
-    # The mathematical form of attention: scores and probabilities are results, and rounded, as they are in a file.
-    with sdpa_kernel(SDPBackend.MATH), _Rounding(dtype):
-        found = evaluator.run([_rounded(t, dtype) if t.dtype is torch.float32 else t for t in inputs])
-    return [_plain(value) for value in found]
+    return RoundedEvaluator(program, dtype).run(inputs)
 
 
-class _Rounded(Evaluator):
-    """Weights are rounded; buffers are constants, which a file holds in float32 where it computes so."""
+class RoundedEvaluator(Evaluator):
+    """Evaluates as `run_rounded` does. Weights are rounded; buffers are constants, which a file holds in float32 where
+    it computes so."""
 
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
         super().__init__(program)
         self._narrow = dtype
+
+    def bind(self, inputs: Sequence[Tensor]) -> Environment:
+        """An environment in which the inputs are bound, rounded."""
+        return super().bind([_rounded(t, self._narrow) if t.dtype is torch.float32 else t for t in inputs])
 
     def weight(self, name: str) -> Tensor:
         """A weight, rounded if it was learnt."""
@@ -54,10 +55,15 @@ class _Rounded(Evaluator):
             return value
         return _rounded(value, self._narrow) if self.program.info[name].trainable else _mark_wide(value.clone())
 
-    def compute(self, node: fx.Node, env: Any) -> Any:
+    def compute(self, node: fx.Node, env: Environment) -> Any:
         """The value of one node."""
-        with torch.no_grad():
+        # The mathematical form of attention: scores and probabilities are results, and rounded, as they are in a file.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Rounding(self._narrow):
             return super().compute(node, env)
+
+    def outputs(self, env: Environment) -> list[Any]:
+        """The flat outputs from an environment that has reached the end."""
+        return [_plain(value) for value in super().outputs(env)]
 
 
 class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]

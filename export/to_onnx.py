@@ -22,6 +22,7 @@ from fxslim.export.interface import cache_names, constant_outputs, tensor_output
 from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
 from fxslim.export.narrow import OnnxDtype, narrow, torch_dtype
 from fxslim.export.rewrites import as_onnx_can_say_it
+from fxslim.export.stored import read_when_written
 from fxslim.export.translations import TRANSLATIONS
 from fxslim.export.weights import fold_transposes, mark_weights
 from fxslim.graph.dims import dim_named
@@ -40,6 +41,7 @@ DEFAULT_OPSET = 20
 operator, which is shorter, but which older runtimes and several accelerators refuse."""
 
 _PROTOBUF_LIMIT = 2**31 - 2**26  # a protobuf ends at 2 GiB; the rest is room for the graph itself
+_STREAMED_LIMIT = 2**28  # a protobuf is built in memory, where weights on disk are not wanted
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -56,6 +58,8 @@ def export_onnx(
     Outputs that are constants (a number, text, nothing) are not returned by the file; its metadata `fxslim.constants`
     holds them as a JSON object by name.
     Weights go to `<name>.onnx_data` beside it where they exceed 2 GB, or always. An existing model is replaced.
+    Weights that the program has on disk are read one by one as they are written, to `<name>.onnx_data` where they
+    exceed 256 MiB.
     With `dtype` float16 or bfloat16, float32 weights and arithmetic are written in that type, save what needs float32
     (docs/runtimes.md); inputs and outputs stay float32, but for caches.
 
@@ -76,7 +80,7 @@ def export_onnx(
     if dtype != "float32":
         narrow(model, dtype, {name for name, info in program.info.items() if info.trainable}, cache_names(program))
     check_dim_names(model)
-    separate = _wants_external(model, external_data)
+    separate = _wants_external(model, external_data, _STREAMED_LIMIT if program.weights.on_disk else _PROTOBUF_LIMIT)
     replace_model(path, lambda staged: _write(model, staged, separate))
     return describe(path)
 
@@ -115,7 +119,7 @@ def _build(program: Program, opset: int) -> ir.Model:
 
 def _torch_export(program: Program, opset: int) -> ExportedProgram:
     """With named dimensions first; where the exporter finds them too strict (a maximum, a multiple), anonymous ones."""
-    module = as_onnx_can_say_it(program.flat_module(), opset).eval()
+    module = as_onnx_can_say_it(program.flat_module(placeholders=True), opset).eval()
     makers: list[Callable[[str], Any]] = [dim_named, lambda name: Dim.DYNAMIC]
     problem: Exception | None = None
     for make in makers if program.dynamic else makers[:1]:
@@ -157,6 +161,7 @@ def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) 
             verbose=False,
         )
         assert result is not None
+        read_when_written(result.model)
         fold_transposes(result.model)
         # Not result.optimize(): at opset 23 it also fuses rotary embeddings, into a form that is wrong for batches of
         # more than one row where the table of angles is shared by the rows.
@@ -216,7 +221,7 @@ def _require_names(program: Program, model: ir.Model) -> None:
             raise ExportError(f"the exporter named the {kind} {', '.join(names)} instead of {', '.join(wanted)}")
 
 
-def _wants_external(model: ir.Model, external_data: ExternalData) -> bool:
+def _wants_external(model: ir.Model, external_data: ExternalData, limit: int) -> bool:
     values = (v.const_value for g in model.graphs() for v in g.initializers.values())
     size = sum(tensor.nbytes for tensor in values if tensor is not None)
     if external_data == "never" and size > _PROTOBUF_LIMIT:
@@ -224,7 +229,7 @@ def _wants_external(model: ir.Model, external_data: ExternalData) -> bool:
             f"the weights take {size} bytes, and a single ONNX file ends at 2 GiB",
             remedy="allow external data: external_data='auto'",
         )
-    return external_data == "always" or (external_data == "auto" and size > _PROTOBUF_LIMIT)
+    return external_data == "always" or (external_data == "auto" and size > limit)
 
 
 def _write(model: ir.Model, staged: Path, separate: bool) -> None:

@@ -15,6 +15,7 @@ from fxslim.graph.errors import CheckError, InputError, PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
 from fxslim.passes.bases import in_bases, rebase_for
+from fxslim.passes.journal import Journal
 from fxslim.passes.methods import Restore
 from fxslim.passes.plan import Plan
 from fxslim.passes.planner import Planned, PlanOptions, plan_and_restore
@@ -117,8 +118,10 @@ def apply_plan(
     restore: Restore | None = None,
     calibration: Calibration | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Applied:
-    """Like `apply`, with a row for every refitted weight."""
+    """Like `apply`, with a row for every refitted weight. What a `journal` has kept of the restoration is not computed
+    again; it keeps the rest."""
     given, batches = _analysis(program), _listed(calibration)
     analysis = for_plan(given, plan)
     by: Restore = restore or plan.options.get("restore") or "least-squares"  # as the plan's method says
@@ -136,7 +139,9 @@ def apply_plan(
             raise _shared_biases()
         restoration = restore_shared(*_unshared(given, plan), batches, progress)
     else:
-        restoration = restore_weights(analysis, plan.selection(analysis), data, progress=progress, by=by)
+        restoration = restore_weights(
+            analysis, plan.selection(analysis), data, progress=progress, by=by, journal=journal
+        )
     return Applied(Prune(plan, restored=restoration.weights)(analysis).program, restoration, analysis)
 
 
@@ -179,7 +184,7 @@ def finish(
         return made.plan, Applied(program, made.restoration, made.analysis)
     given = analysis if options.get("share") else made.analysis  # shared weights are refitted from the original ones
     data = made.calibration or batches
-    return made.plan, apply_plan(given, made.plan, restore, data, options.get("progress"))
+    return made.plan, apply_plan(given, made.plan, restore, data, options.get("progress"), options.get("journal"))
 
 
 def _require_one_plan(plan: Plan) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
 
+from fxslim.cli_print import print_json as print_json
+from fxslim.cli_print import print_table as print_table
 from fxslim.cli_progress import watching as watching
 from fxslim.graph.errors import FxslimError
 from fxslim.plugins import load_plugins
@@ -20,6 +20,7 @@ from fxslim.processes import joined, spoken
 
 if TYPE_CHECKING:
     from fxslim.graph.axes.groups import Analysis
+    from fxslim.graph.program import Program
     from fxslim.run_steps import Watcher
     from fxslim.sources import Source
 
@@ -268,6 +269,24 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Make the plan, say what it and the run will take, and write nothing."),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Leave the weights of a Hugging Face model on disk; each is read when it is needed.",
+    ),
+]
+OffloadActivations = Annotated[
+    bool,
+    typer.Option(
+        "--offload-activations",
+        help="With --stream: what calibration batches hold between two pieces of the model waits on disk too.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where calibration runs, piece by piece: cuda. Default: the CPU.", show_default=False),
+]
 TrustPt2 = Annotated[
     bool, typer.Option("--trust-pt2", help="Load a .pt2 file, which can run any code its author put in.")
 ]
@@ -345,29 +364,6 @@ def _defect(error: Exception) -> str:
     )
 
 
-def print_json(value: Any) -> None:
-    """Prints one JSON document on standard output."""
-    from fxslim.report import finite
-
-    typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table that fits the terminal (80 columns where it is none). Where the last column makes it too long, it
-    stands on a line of its own, whole, so that names can be copied."""
-    cells = [[str(value) for value in row] for row in rows]
-    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
-    numbers = [bool(rows) and isinstance(rows[0][i], int) for i in range(len(header))]
-    apart = sum(widths) + 2 * (len(widths) - 1) > Console().width
-    for row in [list(header), *cells]:
-        line = [v.rjust(w) if n else v.ljust(w) for v, w, n in zip(row, widths, numbers, strict=True)]
-        if apart:
-            typer.echo("  ".join(line[:-1]).rstrip())
-            typer.echo(f"    {row[-1]}")
-        else:
-            typer.echo("  ".join(line).rstrip())
-
-
 def split(text: str | None) -> tuple[str, ...] | None:
     """The parts of a list separated by commas."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
@@ -384,14 +380,19 @@ def opened(
     shown: Watcher, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
     further: Sequence[str] | None = None,
     trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
-    task: str | None = None,
+    task: str | None = None, stream: bool = False, placing: Callable[[Program], None] | None = None,
 ) -> tuple[Source, Analysis]:  # fmt: skip
-    """The model and its analysis, each a step that is shown; prepared as a plan says, or as always."""
+    """The model and its analysis, each a step that is shown; prepared as a plan says, or as always. `placing` says
+    before that where the program runs."""
     from fxslim.opening import open_model, prepared
 
     shown.step("load")
-    source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
+    source = open_model(
+        model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream
+    )
     shown.step("capture")
     program = source.program
+    if placing is not None:
+        placing(program)
     shown.step("analyze")
     return source, prepared(program, prepare, split_fused=split_fused, further=further or ())

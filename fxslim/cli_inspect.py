@@ -23,6 +23,8 @@ Examples:
   fxslim groups bundled:opt-python
 
   fxslim groups bundled:digits-resnet --kind channels --json
+
+  fxslim groups path/to/llama-70b --stream
 """
 EXPLAIN_HELP = """Say why two dimensions are tied, or what ties and fixes one.
 
@@ -55,6 +57,7 @@ def groups(
     prepare: c.Prepare = None,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    stream: c.Stream = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     json: c.Json = False,
@@ -66,7 +69,7 @@ def groups(
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task, further=prepare,
+            dtype=dtype, task=task, further=prepare, stream=stream,
         )  # fmt: skip
     kinds = sorted({g.kind for g in analysis.groups})
     if kind is not None and kind not in kinds:
@@ -146,6 +149,7 @@ def explain(
     prepare: c.Prepare = None,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    stream: c.Stream = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     overwrite: c.Overwrite = False,
@@ -159,7 +163,7 @@ def explain(
     with c.watching(quiet) as shown:
         _, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task, further=prepare,
+            dtype=dtype, task=task, further=prepare, stream=stream,
         )  # fmt: skip
     said = analysis.explain(a, b)
     if svg is not None:

@@ -11,6 +11,7 @@ import typer
 from fxslim import cli_common as c
 
 if TYPE_CHECKING:
+    from fxslim.memory_plan import MemoryPlan
     from fxslim.passes.plan import Plan
     from fxslim.passes.restore import Restoration
 
@@ -21,6 +22,8 @@ Examples:
   fxslim plan bundled:opt-python --keep 0.7 -o plan.json
 
   fxslim plan bundled:opt-python --width 0.75 --groups neurons --importance magnitude
+
+  fxslim plan ./larger-than-memory --method fasp --keep 0.8 --calibration text.txt --stream --memory
 """
 APPLY_HELP = """Apply a plan: OUT becomes the slim program (graph.json and safetensors), trainable and exportable.
 
@@ -70,6 +73,12 @@ def plan(
     task: c.TaskName = None,
     loader_compatible: c.LoaderCompatible = False,
     dtype: c.Dtype = None,
+    stream: c.Stream = False,
+    offload_activations: c.OffloadActivations = False,
+    device: c.Device = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Say how much memory it will take, and make no plan.")
+    ] = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     json: c.Json = False,
@@ -78,17 +87,25 @@ def plan(
     """Decide what remains of each group, and write it as a plan."""
     from fxslim.api import make_plan
     from fxslim.calibration import shortage_of_plan
+    from fxslim.memory_plan import plan_memory
     from fxslim.outputs import write_text_atomic
     from fxslim.passes.methods import settings
     from fxslim.processes import follows
     from fxslim.slim_options import SlimOptions
+    from fxslim.streaming import place, refuse_unstreamable, scratch_beside
     from fxslim.subject import calibration_of
 
-    SlimOptions(model=model, keep=keep, width=width).refuse_contradictions()
-    with c.watching(quiet) as shown:
+    options = SlimOptions(
+        model=model, keep=keep, width=width, of=of, importance=importance, loader_compatible=loader_compatible,
+        stream=stream, offload_activations=offload_activations, device=device,
+    )  # fmt: skip
+    options.refuse_contradictions()
+    refuse_unstreamable(options)
+    with c.watching(quiet) as shown, scratch_beside(out, wanted=stream) as scratch:
         source, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task, further=prepare,
+            dtype=dtype, task=task, further=prepare, stream=stream,
+            placing=lambda program: place(program, scratch, options),
         )  # fmt: skip
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
@@ -99,6 +116,14 @@ def plan(
         wanted = chosen.options()
         if groups is not None:
             wanted["groups"] = c.split(groups)
+        if memory:
+            _print_memory(
+                plan_memory(
+                    analysis, None if data is None else data.inputs, chosen, groups=wanted["groups"], inexact=inexact
+                ),
+                json,
+            )
+            return
         made = make_plan(
             analysis, keep, width=width, of=of, calibration=data, round_to=1 if round_to is None else round_to,
             uncounted=tuple(uncounted or ()),
@@ -118,6 +143,21 @@ def plan(
     else:
         _print_plan(made)
         typer.echo(f"written to {out}" if out is not None else "not written: give -o plan.json to keep it")
+
+
+def _print_memory(needed: MemoryPlan, json: bool) -> None:
+    if json:
+        c.print_json({"format": 1, **needed.to_dict()})
+        return
+    rows = [(f"{peak.bytes / 2**20:,.0f} MiB", name, peak.at) for name, peak in needed.steps.items()]
+    c.print_table(("adds", "step", "at"), rows)
+    for name, peak in needed.steps.items():
+        parts = ", ".join(f"{part} {size / 2**20:,.0f} MiB" for part, size in peak.parts.items())
+        typer.echo(f"{name}: {parts}")
+    typer.echo(
+        f"at its peak the process will have {needed.bytes / 2**20:,.0f} MiB, of which it has "
+        f"{needed.now / 2**20:,.0f} MiB now"
+    )
 
 
 def _print_plan(made: Plan) -> None:
@@ -143,6 +183,9 @@ def apply(
     seed: c.Seed = 0,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    stream: c.Stream = False,
+    offload_activations: c.OffloadActivations = False,
+    device: c.Device = None,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     overwrite: c.Overwrite = False,
@@ -154,13 +197,24 @@ def apply(
     from fxslim.outputs import OutputDirectory
     from fxslim.passes.plan import Plan
     from fxslim.passes.share_branches import before_sharing
+    from fxslim.slim_options import SlimOptions
+    from fxslim.streaming import place, scratch_beside
     from fxslim.subject import calibration_of
 
     chosen = Plan.load(plan)
-    with OutputDirectory(out, overwrite=overwrite) as directory, c.watching(quiet) as shown:
+    options = SlimOptions(
+        model=model, plan=str(plan), stream=stream, offload_activations=offload_activations, device=device
+    )
+    options.refuse_contradictions()
+    with (
+        OutputDirectory(out, overwrite=overwrite) as directory,
+        scratch_beside(out, wanted=stream) as scratch,
+        c.watching(quiet) as shown,
+    ):
         source, analysis = c.opened(
             shown, model, prepare=before_sharing(chosen.prepare), trust_pt2=trust_pt2,
-            trust_remote_code=trust_remote_code, dtype=dtype, task=task,
+            trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream,
+            placing=lambda program: place(program, scratch, options),
         )  # fmt: skip
         chosen.selection(for_plan(analysis, chosen))  # refuses a plan of another model before anything costs time
         data = None

@@ -31,6 +31,8 @@ Examples:
   fxslim slim bundled:opt-python --keep 0.7 --max-quality-loss 0.05 --min-speedup 1.1 -o out/gated
 
   fxslim slim bundled:opt-python --keep 0.7 --dry-run
+
+  fxslim slim ./larger-than-memory --method fasp --keep 0.8 --calibration text.txt --stream -o out/large
 """
 
 
@@ -76,6 +78,9 @@ def slim(
     min_speedup: c.MinSpeedup = None,
     max_bytes: c.MaxBytes = None,
     max_parity_error: c.MaxParityError = None,
+    stream: c.Stream = False,
+    offload_activations: c.OffloadActivations = False,
+    device: c.Device = None,
     dry_run: c.DryRun = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
@@ -101,7 +106,8 @@ def slim(
         prepare=tuple(prepare or ()), task=task,
         loader_compatible=loader_compatible, dtype=dtype, onnx_dtype=onnx_dtype, quantize=quantize,
         max_quality_loss=max_quality_loss, min_speedup=min_speedup, max_bytes=max_bytes,
-        max_parity_error=max_parity_error, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
+        max_parity_error=max_parity_error, stream=stream, offload_activations=offload_activations, device=device,
+        trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if dry_run:
         foresee(Recipe(options), json, quiet, verbose)

@@ -14,8 +14,10 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxslim.graph.errors import InputError
+from fxslim.graph.placeholder import Placeholder, has_placeholders
 
 __all__ = ["PAST", "PRESENT", "CachedDecoder", "DecoderInputs", "decoder_inputs"]
 
@@ -62,7 +64,8 @@ class DecoderInputs:
 
 def decoder_inputs(model: nn.Module, vocabulary: int, limit: int | None, where: str) -> DecoderInputs:
     """Example inputs for `CachedDecoder(model)`: two rows of ids below `vocabulary`, of which the first have gone
-    through the model already and are in its caches. Rows are no longer than `limit` altogether.
+    through the model already and are in its caches (random numbers where its weights are on disk). Rows are no longer
+    than `limit` altogether.
 
     Raises:
         InputError: the model is no decoder, or keeps something else than keys and values of all positions.
@@ -91,15 +94,18 @@ def _given(model: nn.Module, new: Tensor, seen: Tensor, positions: Tensor) -> di
 
 
 def _call(
-    model: nn.Module, given: Mapping[str, Tensor], caches: Sequence[Mapping[str, Tensor]]
-) -> tuple[Tensor, list[Any]]:
-    """The logits, and the layers of a cache that held `caches` and has grown."""
+    model: nn.Module, given: Mapping[str, Tensor], caches: Sequence[Mapping[str, Tensor]],
+    state: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, list[Any]]:  # fmt: skip
+    """The logits, and the layers of a cache that held `caches` and has grown; of a model with other weights where there
+    is a `state`."""
     from transformers import DynamicCache  # optional, and seconds to import
 
     cache = DynamicCache()
     for number, layer in enumerate(caches):
         cache.update(layer["key"], layer["value"], number)
-    output = model(**given, **{str(_cache_argument(model)): cache}, use_cache=True)
+    arguments = {**given, str(_cache_argument(model)): cache, "use_cache": True}
+    output = model(**arguments) if state is None else torch.func.functional_call(model, dict(state), (), arguments)
     return output.logits, list(cache.layers)  # the model writes into the cache that it is given
 
 
@@ -140,7 +146,7 @@ def _first_caches(model: nn.Module, given: Mapping[str, Tensor], where: str) -> 
     """What the model keeps of its first inputs: keys and values [rows, heads, length, width] of every layer."""
     try:
         with torch.no_grad():
-            _, layers = _call(model, given, [])
+            layers = _drawn_layers(model, given) if has_placeholders(model) else _call(model, given, [])[1]
     except Exception as error:  # the model's own code
         reason = str(error).strip().splitlines() or [""]
         raise _refusal(model, f"{type(error).__name__}: {reason[0][:300]}", where) from error
@@ -154,6 +160,28 @@ def _first_caches(model: nn.Module, given: Mapping[str, Tensor], where: str) -> 
     if not found:
         raise _refusal(model, "it returns none", where)
     return found
+
+
+@dataclass(frozen=True)
+class _Layer:
+    keys: Any
+    values: Any
+
+
+def _drawn_layers(model: nn.Module, given: Mapping[str, Tensor]) -> list[_Layer]:
+    """Layers of the shapes that the model's own have, holding random numbers: its weights are on disk, and running it
+    would read them all."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(kept: Any) -> Any:
+        whole = isinstance(kept, Tensor) and kept.is_floating_point()
+        return torch.randn(kept.shape, generator=generator).to(kept.dtype) if whole else kept
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        state = {n: torch.empty(t.shape, dtype=t.dtype) for n, t in tensors.items() if isinstance(t, Placeholder)}
+        _, layers = _call(model, given, [], state)
+    return [_Layer(drawn(getattr(x, "keys", None)), drawn(getattr(x, "values", None))) for x in layers]
 
 
 def _holds_all(tensor: Any, rows: int, length: int) -> TypeGuard[Tensor]:

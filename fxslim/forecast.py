@@ -85,7 +85,7 @@ def _groups(made: Made) -> tuple[dict[str, Any], ...]:
 
 
 def _bytes(program: Program) -> int:
-    return sum(w.numel() * w.element_size() for w in program.weights.values())
+    return sum(w.numel * w.dtype.itemsize for w in program.info.values())
 
 
 def _rest(options: SlimOptions, subject: Subject, made: Made, export: float) -> dict[str, float]:

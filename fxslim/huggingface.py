@@ -16,6 +16,9 @@ from torch import nn
 
 from fxslim.decoders import CachedDecoder, decoder_inputs
 from fxslim.graph.errors import InputError
+from fxslim.graph.placeholder import Placeholder
+from fxslim.graph.stores import FileTensor
+from fxslim.lazy_model import absent_weights, stored_dtype, stored_weights
 from fxslim.sources import Source, Task
 
 __all__ = ["load_pretrained"]
@@ -45,9 +48,15 @@ _BATCH = "batch_size"  # dimensions are called as optimum calls them
 _ROWS, _LENGTH, _TARGET_LENGTH = 2, 24, 20  # of the example inputs; different, so that no two sizes are mistaken
 
 
-def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype, task: str | None = None) -> Source:
+def load_pretrained(
+    model: str, *, trust_remote_code: bool, dtype: torch.dtype | None = None, task: str | None = None,
+    stream: bool = False,
+) -> Source:  # fmt: skip
     """The Source of a Hugging Face directory or hub id, with example inputs made from its configuration. With the task
     `text-generation` a decoder has its key-value cache among its inputs and outputs.
+
+    With `stream` the weights stay on disk, in the type that they have there (unless `dtype` says another); a directory
+    without any is good for an analysis. Otherwise they are loaded, in float32 unless `dtype` says another.
 
     Raises:
         InputError: transformers is not installed, a file is missing or damaged, the architecture is unknown, or it has
@@ -56,9 +65,10 @@ def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype, 
     transformers = _transformers()
     directory = _directory(model)
     config = _read_config(directory, trust_remote_code)
-    _check_weights(directory)
+    if not stream or not _is_bare(directory):
+        _check_weights(directory)
     with _quiet(transformers):
-        module, notes = _load(transformers, directory, config, trust_remote_code, dtype)
+        module, notes = _load(transformers, directory, config, trust_remote_code, dtype, stream)
         tokenizer = _tokenizer(transformers, directory, trust_remote_code)
     known = Source(
         name=model, module=module, tokenizer=tokenizer, task=_task(type(module).__name__), directory=directory,
@@ -66,7 +76,7 @@ def load_pretrained(model: str, *, trust_remote_code: bool, dtype: torch.dtype, 
     )  # fmt: skip
     if task is not None:
         return _with_caches(known, module, str(directory))
-    kwargs, dynamic_shapes = _example_inputs(module, str(directory), dtype)
+    kwargs, dynamic_shapes = _example_inputs(module, str(directory), _float_type(module))
     return replace(known, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
 
 
@@ -142,6 +152,15 @@ def _refuse_code(value: Any, path: Path) -> None:
         _refuse_code(item, path)
 
 
+def _is_bare(directory: Path) -> bool:
+    """Whether there is a configuration and no file of weights of any kind."""
+    return not any(True for pattern in ("*.safetensors*", "*.bin", "*.pt", "*.pth") for _ in directory.glob(pattern))
+
+
+def _float_type(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
 def _check_weights(directory: Path) -> None:
     """Every weight file is there, and its header and length are whole."""
     index = directory / "model.safetensors.index.json"
@@ -196,7 +215,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _load(
-    transformers: Any, directory: Path, raw: Mapping[str, Any], trust: bool, dtype: torch.dtype
+    transformers: Any, directory: Path, raw: Mapping[str, Any], trust: bool, dtype: torch.dtype | None, stream: bool
 ) -> tuple[nn.Module, tuple[str, ...]]:
     loader = _model_class(transformers, directory, raw, trust)
     options = {"trust_remote_code": trust, "local_files_only": True}
@@ -204,10 +223,15 @@ def _load(
         config = transformers.AutoConfig.from_pretrained(directory, **options)
         if hasattr(config, "use_cache"):
             config.use_cache = False  # a cache is another program: capture it through a factory
+        weights = _on_disk(loader, config, directory, dtype) if stream else None
+        chosen = dtype or (torch.float32 if weights is None else stored_dtype(weights, directory))
+        given = None if weights is None else {name: Placeholder(entry) for name, entry in weights.items()}
         module, report = loader.from_pretrained(
-            directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options,
+            directory if given is None else None, config=config, dtype=chosen, use_safetensors=True, state_dict=given,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
+    except InputError:
+        raise
     except Exception as error:  # the library raises many kinds for a configuration that does not fit
         reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise InputError(
@@ -225,8 +249,22 @@ def _load(
                 remedy="give a checkpoint of this architecture: transformers would start these weights at random",
             )
     unused = sorted(str(k) for k in report.get("unexpected_keys", ()))
-    notes = (f"{len(unused)} weights of the file belong to no part of {type(module).__name__}",) if unused else ()
+    notes: tuple[str, ...] = (
+        (f"{len(unused)} weights of the file belong to no part of {type(module).__name__}",) if unused else ()
+    )
+    if stream and _is_bare(directory):
+        notes += ("there is a configuration and no weights: good for an analysis alone",)
     return module.eval(), notes
+
+
+def _on_disk(loader: Any, config: Any, directory: Path, dtype: torch.dtype | None) -> dict[str, FileTensor]:
+    """The weights of the directory by the names that they have there; what stands for them where there are none."""
+    if not _is_bare(directory):
+        return stored_weights(directory)
+    said = getattr(config, "dtype", None)
+    return absent_weights(
+        loader, config, directory, dtype or (said if isinstance(said, torch.dtype) else torch.float32)
+    )
 
 
 def _key(entry: Any) -> str:

@@ -38,7 +38,7 @@ def model_digest(program: Program) -> str:
     weights."""
     inputs = [(tuple(x.shape), str(x.dtype)) for x in program.example_inputs]
     names = program.input_names, program.output_names, program.names
-    weights = digest([[program.weights[name] for name in sorted(program.info)]])
+    weights = digest([(program.weights[name] for name in sorted(program.info))])
     text = f"{program.fingerprint()}|{inputs}|{names}|{program.dynamic}|{program.caches}|{weights}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -18,12 +18,13 @@ from fxslim.calibration import restoration_facts
 from fxslim.export import resolve_provider
 from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import FxslimError
-from fxslim.graph.program import Program
+from fxslim.graph.program import Program, WeightStore
 from fxslim.graph.serialize import load, save
 from fxslim.identity import key_of
 from fxslim.latency_plans import Attempt, LatencyPlans, MeasuredPlan, refuse_untimed
 from fxslim.operator_times import machine_of
 from fxslim.outputs import write_json_atomic, write_text_atomic
+from fxslim.passes.journal import Journal
 from fxslim.passes.methods import settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
@@ -41,7 +42,7 @@ __all__ = ["Made", "asked_of", "help_make", "make_slim", "plan_key"]
 _SERVING = (
     "evaluation", "opset", "provider", "threads", "latency_seconds", "sizes", "onnx_dtype", "quantize",
     "max_quality_loss", "min_speedup", "max_bytes", "max_parity_error", "model", "calibration", "trust_pt2",
-    "trust_remote_code",
+    "trust_remote_code", "stream", "offload_activations",
 )  # fmt: skip
 """Options that no plan depends on; model and data are known by their hashes."""
 
@@ -112,18 +113,21 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
     """
     key = plan_key(options, subject)
     with run.step("plan"):
-        earlier = _earlier(stages.find(key), analysis)
+        earlier = _earlier(stages.find(key), analysis, stream=options.stream)
         current_team().handed(earlier is not None)  # to those that `help_make`
         if earlier is not None:
             run.resumed.append("plan")
             return earlier
-        asked = asked_of(options, subject, run)
+        # Of several processes only one has a journal, and all must make the same calls.
+        journal = Journal(stages.steps(key)) if current_team().size == 1 else None
+        asked = {**asked_of(options, subject, run), "journal": journal}
         plan, applied, paced = _planned(options, subject, analysis, asked)
     with run.step("apply"):
         if applied is None:
-            applied = _apply(options, subject, analysis, plan, run)
+            applied = _apply(options, subject, analysis, plan, run, journal)
         restored = applied.restoration
         facts = None if restored is None else restoration_facts(restored, subject.calibration)
+        run.resumed += ["restoration"] if journal is not None and journal.found else []
         made = Made(plan, applied.program, applied.analysis, facts, paced, asked.get("curves", {}))
         _keep(stages, key, made, analysis)
     return made
@@ -138,8 +142,10 @@ def help_make(options: SlimOptions, subject: Subject, analysis: Analysis, run: R
         _apply(options, subject, analysis, plan, run)
 
 
-def _apply(options: SlimOptions, subject: Subject, analysis: Analysis, plan: Plan, run: Run) -> Applied:
-    return apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress)
+def _apply(
+    options: SlimOptions, subject: Subject, analysis: Analysis, plan: Plan, run: Run, journal: Journal | None = None
+) -> Applied:
+    return apply_plan(analysis, plan, options.restore, subject.calibration, run.watcher.progress, journal)
 
 
 def _planned(
@@ -174,19 +180,28 @@ def _keep(stages: Stages, key: str, made: Made, given: Analysis) -> None:
             save(made.analysis.program, folder / _PREPARED)
 
 
-def _earlier(folder: Path | None, given: Analysis) -> Made | None:
+def _earlier(folder: Path | None, given: Analysis, *, stream: bool) -> Made | None:
     """What an earlier run kept in a folder; None where there is none, or it cannot be read back."""
     if folder is None:
         return None
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        analysis = analyze(load(folder / _PREPARED)) if (folder / _PREPARED).is_dir() else given
-        plan, program, curves = Plan.load(folder / _PLAN), load(folder / _SLIM), load_file(folder / _CURVES)
+        analysis, weights = given, given.program.weights
+        if (folder / _PREPARED).is_dir():
+            analysis = analyze(_placed(load(folder / _PREPARED, stream=stream), weights))
+        program = _placed(load(folder / _SLIM, stream=stream), weights)
+        plan, curves = Plan.load(folder / _PLAN), load_file(folder / _CURVES)
         plan.selection(analysis)
     except (FxslimError, SafetensorError, OSError, ValueError):
         return None  # whatever is wrong with it, making it again is right
     paced = None if facts["paced"] is None else _paced(facts["paced"], plan, Applied(program, None, analysis))
     return Made(plan, program, analysis, facts["restoration"], paced, curves)
+
+
+def _placed(program: Program, like: WeightStore) -> Program:
+    """The program, which spills and runs where another store's does."""
+    program.weights.spill, program.weights.placement = like.spill, like.placement
+    return program
 
 
 def _pace(found: MeasuredPlan | None) -> dict[str, Any] | None:

@@ -40,23 +40,26 @@ def saved_program(path: str | Path) -> Path | None:
 
 def open_model(
     model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
-    task: str | None = None,
+    task: str | None = None, stream: bool = False,
 ) -> Source:  # fmt: skip
-    """The Source that `model` names.
+    """The Source that `model` names. With `stream` its weights stay on disk, see `load_model`.
 
     Raises:
         InputError: nothing usable has this name, or loading it would run code that is not trusted.
     """
     place = saved_program(model)
     if place is None:
-        return load_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
+        return load_model(
+            model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream
+        )
     if task is not None:
         raise InputError("a saved program keeps its inputs", at=str(place), remedy="leave --task out")
     if dtype is not None:
         raise InputError("a saved program keeps its type", at=str(place), remedy="leave --dtype out")
-    program = load(place)
-    source = SavedSource(name=model, module=program.root(), saved=program)
-    refuse_bad_weights(source)
+    program = load(place, stream=stream)
+    source = SavedSource(name=model, module=program.root(placeholders=True), saved=program)
+    if not stream:
+        refuse_bad_weights(source)
     return source
 
 

@@ -27,6 +27,7 @@ from fxslim.report_text import render
 from fxslim.run_steps import Run, Unwatched, Watcher
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
+from fxslim.streaming import device_of, refuse_unstreamable
 from fxslim.subject import Subject, open_subject, require_provider
 from fxslim.variants import Serving, Variant, make_variant, refuse_narrow, refuse_static
 
@@ -85,6 +86,8 @@ def refuse_early(options: SlimOptions) -> None:
         InputError: something is.
     """
     options.refuse_contradictions()
+    refuse_unstreamable(options)
+    device_of(options.device)
     require_provider(options.provider)
     if options.of == "latency" and (size := current_team().size) > 1:
         raise InputError(
@@ -175,6 +178,8 @@ def _load_again(
 def _latency(
     options: SlimOptions, subject: Subject, made: Made, before: Path, after: Path
 ) -> tuple[LatencyReport, dict[str, list[int]]]:
+    if options.stream:
+        return LatencyReport.unmeasured(options.provider, options.threads), {}
     inputs = subject.timed(options, made.program)
     report = measure_latency(
         {"original": before, "slim": after}, inputs, provider=options.provider, threads=options.threads,

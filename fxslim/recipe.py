@@ -24,7 +24,7 @@ __all__ = ["FORMAT", "SHARED", "Pinned", "Recipe", "load_recipe", "parse_recipe"
 FORMAT = 1
 SHARED = (
     "model", "task", "dtype", "trust_pt2", "trust_remote_code", "calibration", "evaluation", "samples", "window",
-    "text_field", "seed",
+    "text_field", "seed", "stream", "offload_activations", "device",
 )  # fmt: skip
 """What all targets have in common: the model and its data."""
 

@@ -28,7 +28,7 @@ def identity(program: Program) -> dict[str, str]:
     """What tells one original from another: the fingerprint of its structure, and a hash of its weights' values."""
     return {
         "fingerprint": program.fingerprint(),
-        "weights_sha256": digest([[program.weights[name] for name in program.info]]),
+        "weights_sha256": digest([(program.weights[name] for name in program.info)]),
     }
 
 

@@ -207,6 +207,8 @@ def _latency(latency: dict[str, Any]) -> list[str]:
     def interval(r: dict[str, float]) -> str:
         return f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
 
+    if not latency["rounds"]:
+        return ["## Latency", "", f"{latency['verdict'].capitalize()}: the weights of both models stayed on disk."]
     rows = [(name, f"{ms:.3f} ms") for name, ms in latency["median_ms"].items()]
     rows.append(("original / slim, 95 % interval", interval(latency["ratio"])))
     rows.append(("control: original / original", interval(latency["control"])))

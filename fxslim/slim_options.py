@@ -67,6 +67,9 @@ class SlimOptions:
     min_speedup: float | None = None
     max_bytes: int | None = None
     max_parity_error: float | None = None  # absolute, of any element of any output
+    stream: bool = False  # weights stay on disk, each read when it is needed
+    offload_activations: bool = False  # and what calibration batches hold between two pieces
+    device: str | None = None  # that calibration runs on
     trust_pt2: bool = False
     trust_remote_code: bool = False
 
@@ -110,6 +113,8 @@ class SlimOptions:
         parse_sizes(self.sizes)
         if self.of == "latency" and self.width is not None:
             raise InputError("--width has no share of the latency", remedy="give --keep 0.7 with --of latency")
+        if self.offload_activations and not self.stream:
+            raise InputError("--offload-activations: no effect without --stream", remedy="give both, or leave it out")
         if self.threads < 1:
             raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
         if not 0 < self.latency_seconds < float("inf"):

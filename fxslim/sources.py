@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 
 from fxslim.graph.capture import capture, capture_exported
 from fxslim.graph.errors import InputError
+from fxslim.graph.placeholder import Placeholder
 from fxslim.graph.program import Program
 from fxslim.models.digits_resnet import DigitsResNet
 
@@ -95,12 +96,14 @@ class Source:
 
 def load_model(
     model: str, *, trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | torch.dtype | None = None,
-    task: str | None = None,
+    task: str | None = None, stream: bool = False,
 ) -> Source:  # fmt: skip
     """The Source that `model` names, in evaluation mode and float32 unless `dtype` says otherwise.
 
     `task` says how a Hugging Face model is called: `text-generation` gives a language model its key-value cache as
-    inputs and outputs.
+    inputs and outputs. With `stream` the weights of a Hugging Face model stay on disk, in the type that they have
+    there; whether they are finite is for `refuse_bad_weights` to find out, which reads them one by one. A directory
+    without weights then gives a Source that is good for an analysis.
 
     Raises:
         InputError: nothing usable has this name, loading it would run code that is not trusted, its weights are
@@ -108,8 +111,10 @@ def load_model(
     """
     chosen = _dtype(dtype)
     _refuse_task(model, task)
+    if stream and (model.endswith(".pt2") or model == "bundled:digits-resnet" or is_factory(model)):
+        raise InputError("only weights of Hugging Face models can stay on disk", at=model, remedy="leave streaming out")
     if model.startswith("bundled:"):
-        source = _bundled(model.removeprefix("bundled:"), chosen, task)
+        source = _bundled(model.removeprefix("bundled:"), chosen, task, stream)
     elif model.endswith(".pt2"):
         source = _pt2(Path(model).expanduser(), trust_pt2, chosen)
     elif is_factory(model):
@@ -118,8 +123,9 @@ def load_model(
         # The adapter imports Source, and transformers is optional: it is imported when it is asked for.
         from fxslim.huggingface import load_pretrained
 
-        source = load_pretrained(model, trust_remote_code=trust_remote_code, dtype=chosen or torch.float32, task=task)
-    refuse_bad_weights(source)
+        source = load_pretrained(model, trust_remote_code=trust_remote_code, dtype=chosen, task=task, stream=stream)
+    if not stream:
+        refuse_bad_weights(source)
     if isinstance(source.module, nn.Module):
         source.module.eval()
     return source
@@ -144,15 +150,20 @@ def _refuse_task(model: str, task: str | None) -> None:
 
 
 def refuse_bad_weights(source: Source) -> None:
-    """Returns if every weight holds finite numbers. Buffers may hold -inf, which attention masks are made of.
+    """Returns if every weight holds finite numbers. Buffers may hold -inf, which attention masks are made of. Weights
+    on disk are read one by one.
 
     Raises:
         InputError: a weight holds NaN or Inf, or no data at all.
     """
     for name, tensor in source.module.named_parameters():
-        _refuse_tensor(source.name, name, tensor, masks=False)
+        _refuse_tensor(source.name, name, _data(tensor), masks=False)
     for name, buffer in source.module.named_buffers():
-        _refuse_tensor(source.name, name, buffer, masks=True)
+        _refuse_tensor(source.name, name, _data(buffer), masks=True)
+
+
+def _data(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.entry.read() if isinstance(tensor, Placeholder) else tensor
 
 
 def _refuse_tensor(model: str, name: str, tensor: torch.Tensor, masks: bool) -> None:
@@ -184,7 +195,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _bundled(name: str, dtype: torch.dtype | None, task: str | None) -> Source:
+def _bundled(name: str, dtype: torch.dtype | None, task: str | None, stream: bool) -> Source:
     if name not in BUNDLED:
         raise InputError(f"there is no bundled model {name!r}", remedy=f"choose one of {', '.join(BUNDLED)}")
     directory = Path(str(files("fxslim.models"))) / name
@@ -196,7 +207,7 @@ def _bundled(name: str, dtype: torch.dtype | None, task: str | None) -> Source:
         return _digits(directory, dtype or torch.float32)
     from fxslim.huggingface import load_pretrained  # see load_model
 
-    source = load_pretrained(str(directory), trust_remote_code=False, dtype=dtype or torch.float32, task=task)
+    source = load_pretrained(str(directory), trust_remote_code=False, dtype=dtype, task=task, stream=stream)
     return replace(
         source, name=name, calibration=directory / "calib.txt", evaluation=directory / "valid.txt"
     )  # fmt: skip

@@ -50,6 +50,10 @@ class Stages:
         with made as path:
             yield Path(path)
 
+    def steps(self, key: str) -> Path:
+        """The folder for the steps of a stage that is not finished: files, each whole or not there."""
+        return self.folder / f"{key}.steps"
+
     @contextmanager
     def keep(self, key: str) -> Iterator[Path]:
         """An empty folder to write the stage to; it counts once the block has ended well.

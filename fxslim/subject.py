@@ -25,7 +25,8 @@ from fxslim.passes.survey import Survey
 from fxslim.recipe import Pinned
 from fxslim.run_steps import Run
 from fxslim.slim_options import SlimOptions
-from fxslim.sources import Source
+from fxslim.sources import Source, refuse_bad_weights
+from fxslim.streaming import place
 from fxslim.timing import parse_sizes, timed_inputs
 
 __all__ = ["Subject", "calibration_of", "open_subject", "read_data", "require_provider"]
@@ -105,10 +106,13 @@ def open_subject(options: SlimOptions, scratch: Path, run: Run, pinned: Pinned |
     with run.step("load"):
         source = open_model(
             options.model, trust_pt2=options.trust_pt2, trust_remote_code=options.trust_remote_code,
-            dtype=options.dtype, task=options.task,
+            dtype=options.dtype, task=options.task, stream=options.stream,
         )  # fmt: skip
     with run.step("capture"):
         refuse_other_model(wanted, source.program)
+        if options.stream:
+            refuse_bad_weights(source)
+        place(source.program, scratch / "weights", options)
     subject = Subject(source, None, None, wanted, wanted, scratch)
     with run.step("analyze"):
         subject.analysis(options)

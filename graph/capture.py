@@ -19,7 +19,9 @@ from fxslim.graph.constants import fold_items
 from fxslim.graph.dims import dim_named
 from fxslim.graph.errors import CaptureError
 from fxslim.graph.normalize import normalize
+from fxslim.graph.placeholder import entry_of
 from fxslim.graph.program import DynamicShapes, Program, Weight, WeightStore
+from fxslim.graph.stores import FileTensor
 
 __all__ = ["canonical_names", "capture", "capture_exported", "export_strategies"]
 
@@ -41,8 +43,8 @@ def capture(
     cache, state, memory) and that come back longer are taken for caches; those keep their basis.
     `dynamic_shapes` follows `torch.export`; a plain string in place of a `Dim` names a dynamic dimension, equal strings
     being one dimension, `a + b` the sum of two. `names` says what inputs are called outside, in an ONNX file, where
-    that is no Python name (`past_key_values.0.key`). The model's weights are shared, not copied; its training flags are
-    left as they were.
+    that is no Python name (`past_key_values.0.key`). The model's weights are shared, not copied, and where they are
+    placeholders stay on disk; its training flags are left as they were.
 
     Raises:
         CaptureError: the exporter cannot capture the model; the message carries its reason and the model's line.
@@ -212,7 +214,7 @@ def _refuse_mutations(exported: ExportedProgram) -> None:
 
 def _lift_weights(
     exported: ExportedProgram, canonical: Mapping[str, str]
-) -> tuple[fx.Graph, dict[str, torch.Tensor], dict[str, Weight]]:
+) -> tuple[fx.Graph, dict[str, torch.Tensor | FileTensor], dict[str, Weight]]:
     """A flat graph in which weights are `get_attr` nodes, one for each tensor."""
     graph = fx.Graph()
     specs = {s.arg.name: s for s in exported.graph_signature.input_specs}
@@ -247,12 +249,12 @@ def _keep_user_outputs(graph: fx.Graph, exported: ExportedProgram) -> None:
     output.args = (tuple(kept),)
 
 
-def _weights(exported: ExportedProgram, canonical: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def _weights(exported: ExportedProgram, canonical: Mapping[str, str]) -> dict[str, torch.Tensor | FileTensor]:
     everything = {**exported.constants, **exported.state_dict}
-    return {canonical.get(k, k): v.detach() for k, v in everything.items() if isinstance(v, torch.Tensor)}
+    return {canonical.get(k, k): entry_of(v) for k, v in everything.items() if isinstance(v, torch.Tensor)}
 
 
-def _describe(name: str, tensor: torch.Tensor, spec: Any, canonical: Mapping[str, str]) -> Weight:
+def _describe(name: str, tensor: torch.Tensor | FileTensor, spec: Any, canonical: Mapping[str, str]) -> Weight:
     aliases = tuple(k for k, v in canonical.items() if v == name and k != name)
     persistent = spec.persistent is not False
     trainable = spec.kind is InputKind.PARAMETER

@@ -3,7 +3,8 @@ masked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -17,23 +18,28 @@ from fxslim.graph.axes.select import Selection, number_of
 from fxslim.graph.axes.terms import expr_size, size_of
 from fxslim.graph.errors import AnalysisError, CheckError, where
 from fxslim.graph.literals import new_literals, replace_arguments
+from fxslim.graph.pieces import Environment, weights_of
 from fxslim.graph.program import Program, bind_symbols
+from fxslim.graph.stores import FileTensor
 
 __all__ = ["Environment", "Evaluator", "MaskedEvaluator", "last_uses"]
 
-Environment = dict[fx.Node, Any]
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
 # These reinterpret bits or step along a grid of their own: in another type they would compute something else.
 _DTYPE_BOUND = frozenset({torch.ops.aten.view.dtype, torch.ops.aten.nextafter.default})
 
 
 class Evaluator:
-    """Runs a program. With `dtype=torch.float64` weights, inputs and every dtype named in the graph become float64."""
+    """Runs a program. With `dtype=torch.float64` weights, inputs and every dtype named in the graph become float64.
+
+    It runs on the device that the program's store names: then its inputs are there, and so are its outputs.
+    """
 
     def __init__(self, program: Program, *, dtype: torch.dtype | None = None) -> None:
         self.program = program
         self.dtype = dtype
-        self._replaced: dict[str, Tensor] = {}
+        self.device = program.weights.placement.device
+        self._replaced = program.weights.empty()
         self._last = last_uses(program.graph)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
@@ -49,7 +55,7 @@ class Evaluator:
             raise AnalysisError(
                 f"the program has {len(nodes)} inputs ({', '.join(n.name for n in nodes)}), got {len(inputs)}"
             )
-        return {node: self._as_dtype(value) for node, value in zip(nodes, inputs, strict=True)}
+        return {node: self._as_here(value) for node, value in zip(nodes, inputs, strict=True)}
 
     def advance(self, env: Environment, nodes: Iterable[fx.Node]) -> None:
         """Evaluates `nodes` in order; values are dropped from `env` after their last use, outputs stay."""
@@ -71,11 +77,22 @@ class Evaluator:
 
     def weight(self, name: str) -> Tensor:
         """A weight in the evaluation's precision."""
-        return self._as_dtype(self._replaced[name] if name in self._replaced else self.program.weights[name])
+        return self._as_here(self._replaced[name] if name in self._replaced else self.program.weights[name])
 
-    def set_weight(self, name: str, value: Tensor) -> None:
-        """Replaces a weight for the evaluations that follow, not in the program."""
-        self._replaced[name] = value
+    def set_weight(self, name: str, value: Tensor | FileTensor) -> None:
+        """Replaces a weight, by a tensor or by where one is, for the evaluations that follow, not in the program."""
+        if isinstance(value, Tensor):
+            self._replaced[name] = value
+        else:
+            self._replaced.link(name, value)
+
+    @contextmanager
+    def holding(self, nodes: Iterable[fx.Node]) -> Iterator[None]:
+        """Reads the weights of calls once, for all evaluations in the block."""
+        names = weights_of(nodes)
+        own = [name for name in names if name in self._replaced]
+        with self._replaced.holding(own), self.program.weights.holding(n for n in names if n not in self._replaced):
+            yield
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], env: Environment) -> Any:
         """The value of one call."""
@@ -90,17 +107,23 @@ class Evaluator:
             raise CheckError(f"the operator has no meaning in {name}: there is no reference", at=where(node))
         args, kwargs = self._arguments(node, lambda n: self.value(n, env))
         try:
-            return pytree.tree_map_only(Tensor, self._as_dtype, self.call(node, args, kwargs, env))
+            return pytree.tree_map_only(Tensor, self._as_here, self.call(node, args, kwargs, env))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise AnalysisError(f"evaluation failed: {error}", at=where(node)) from error
 
     def _arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         if self.dtype is not None:
-            args, kwargs = _map_dtypes(args, self.dtype), _map_dtypes(kwargs, self.dtype)
+            args, kwargs = (_mapped(a, torch.dtype, self._type) for a in (args, kwargs))
+        if self.device is not None:
+            args, kwargs = (_mapped(a, torch.device, lambda _: self.device) for a in (args, kwargs))
         return args, kwargs
 
-    def _as_dtype(self, value: Tensor) -> Tensor:
+    def _type(self, named: torch.dtype) -> torch.dtype | None:
+        return self.dtype if named in _FLOATS else named
+
+    def _as_here(self, value: Tensor) -> Tensor:
+        value = value if self.device is None else value.to(self.device)
         if self.dtype is None or not (value.is_floating_point() or value.is_complex()):
             return value
         return value.to(self.dtype.to_complex() if value.is_complex() else self.dtype)
@@ -174,7 +197,8 @@ class MaskedEvaluator(Evaluator):
             node = call.operands[index]
             mask = self.selection.mask(self.axes.dims(node), self._symbols)
             if mask is not None:
-                local[node] = self.value(node, env).masked_fill(~mask, 0)
+                value = self.value(node, env)
+                local[node] = value.masked_fill(~mask.to(value.device), 0)
         return self._arguments(call.node, lambda n: local[n] if n in local else self.value(n, env))
 
     def _on_kept(self, call: CallAxes, env: Environment) -> Any:
@@ -225,11 +249,12 @@ def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return found
 
 
-def _map_dtypes(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.dtype):
-        return dtype if value in _FLOATS else value
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A structure of arguments with every value of a kind changed."""
+    if isinstance(value, kind):
+        return change(value)
     if isinstance(value, dict):
-        return {k: _map_dtypes(v, dtype) for k, v in value.items()}
+        return {k: _mapped(v, kind, change) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_map_dtypes(v, dtype) for v in value)
+        return type(value)(_mapped(v, kind, change) for v in value)
     return value

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from fxslim.graph.errors import AnalysisError
-from fxslim.graph.stores import WeightStore
+from fxslim.graph.placeholder import Placeholder
+from fxslim.graph.stores import FileTensor, WeightStore
 
 __all__ = ["DynamicShapes", "Program", "Weight", "WeightStore", "bind_symbols"]
 
@@ -107,19 +108,22 @@ class Program:
             None if self.caches is None else dict(self.caches), dict(self.names),
         )  # fmt: skip
 
-    def root(self) -> nn.Module:
-        """A module tree that holds the weights under their original names, tied names included."""
+    def root(self, *, placeholders: bool = False) -> nn.Module:
+        """A module tree that holds the weights under their original names, tied names included. With `placeholders`
+        those that are on disk are not read."""
         root = nn.Module()
         for name, weight in self.info.items():
-            tensor = self.weights[name]
+            entry = self.weights.entry(name)
+            tensor = Placeholder(entry) if placeholders and isinstance(entry, FileTensor) else self.weights[name]
             value = nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) if weight.trainable else tensor
             for alias in (name, *weight.aliases):
                 _register(root, alias, value, weight.persistent)
         return root
 
-    def flat_module(self) -> fx.GraphModule:
-        """A module over flat tensors: one argument per input name, a tuple of outputs."""
-        return fx.GraphModule(self.root(), self._copied_graph())
+    def flat_module(self, *, placeholders: bool = False) -> fx.GraphModule:
+        """A module over flat tensors: one argument per input name, a tuple of outputs. With `placeholders` weights that
+        are on disk stay there: it can be traced, and not be run."""
+        return fx.GraphModule(self.root(placeholders=placeholders), self._copied_graph())
 
     def module(self) -> fx.GraphModule:
         """A trainable `nn.Module` with the original's calling convention and parameter names."""

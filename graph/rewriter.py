@@ -22,6 +22,7 @@ from fxslim.graph.axes.terms import Size, quotient, same_size, size_of
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.literals import literals_for, new_literals, replace_arguments
 from fxslim.graph.program import Program, Weight, bind_symbols
+from fxslim.graph.stores import FileTensor
 
 __all__ = ["Rewriter", "evaluate_fake", "fake_mode", "fake_value"]
 
@@ -41,9 +42,12 @@ class Rewriter:
         """Whether anything was changed: computed from the edits, never claimed."""
         return bool(self.edits)
 
-    def set_weight(self, name: str, tensor: Tensor) -> None:
-        """Replaces a weight; its recorded shape follows."""
-        self.program.weights[name] = tensor
+    def set_weight(self, name: str, tensor: Tensor | FileTensor) -> None:
+        """Replaces a weight, by a tensor or by where one is; its recorded shape follows."""
+        if isinstance(tensor, Tensor):
+            self.program.weights[name] = tensor
+        else:
+            self.program.weights.link(name, tensor)
         self.program.info[name] = replace(self.program.info[name], shape=tuple(tensor.shape), dtype=tensor.dtype)
         self.edits["weight"] += 1
 

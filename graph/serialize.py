@@ -1,5 +1,5 @@
-"""Programs on disk without pickle: `graph.json` (structure), `weights.safetensors`, `inputs.safetensors` (the example
-inputs).
+"""Programs on disk without pickle: `graph.json` (structure), `weights.safetensors` (or several files with an index),
+`inputs.safetensors` (the example inputs).
 
 Loading runs no code from the files: operators are looked up by name among ATen's, those for which somebody has
 registered a rule in this process, and a short list of functions on sizes, and the graph is traced again, so that shapes
@@ -29,7 +29,8 @@ from fxslim.graph.axes.rules import REGISTRY
 from fxslim.graph.capture import capture_exported, export_strategies
 from fxslim.graph.errors import CaptureError, FxslimError, InputError
 from fxslim.graph.program import Program, Weight, WeightStore
-from fxslim.graph.stores import write_safetensors
+from fxslim.graph.shards import SHARD, index_of, read_shards, write_shards
+from fxslim.graph.stores import FileTensor
 
 __all__ = ["GRAPH_FILE", "INPUTS_FILE", "WEIGHTS_FILE", "is_saved_program", "load", "save"]
 
@@ -58,8 +59,9 @@ def is_saved_program(path: str | Path) -> bool:
     return (Path(path) / GRAPH_FILE).is_file()
 
 
-def save(program: Program, directory: str | Path) -> Path:
-    """Writes a program to a new directory, whole or not at all, and returns its path.
+def save(program: Program, directory: str | Path, *, shard: int = SHARD) -> Path:
+    """Writes a program to a new directory, whole or not at all, and returns its path. Weights are read one by one; more
+    than `shard` bytes of them go to several files with an index.
 
     Raises:
         InputError: the directory exists and is not empty, cannot be written, or the program holds what the format
@@ -73,7 +75,7 @@ def save(program: Program, directory: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        write_safetensors(temporary / WEIGHTS_FILE, program.weights)
+        write_shards(temporary / WEIGHTS_FILE, program.weights, shard)
         inputs = zip(program.input_names, program.example_inputs, strict=True)
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in inputs}, temporary / INPUTS_FILE)
         (temporary / GRAPH_FILE).write_text(text, encoding="utf-8")
@@ -90,8 +92,8 @@ def save(program: Program, directory: str | Path) -> Path:
     return target
 
 
-def load(directory: str | Path) -> Program:
-    """The program that `save` wrote.
+def load(directory: str | Path, *, stream: bool = False) -> Program:
+    """The program that `save` wrote. With `stream` its weights stay on disk, each read when it is asked for.
 
     Raises:
         InputError: a file is missing, damaged, or names an operator that the format does not allow.
@@ -99,7 +101,7 @@ def load(directory: str | Path) -> Program:
     path = Path(directory)
     try:
         data = json.loads((path / GRAPH_FILE).read_text(encoding="utf-8"))
-        weights = load_file(path / WEIGHTS_FILE)
+        weights = _weights(path / WEIGHTS_FILE, stream)
         inputs = load_file(path / INPUTS_FILE)
     except FileNotFoundError as error:
         raise InputError(
@@ -116,6 +118,15 @@ def load(directory: str | Path) -> Program:
         raise InputError(said, at=error.at, remedy=error.remedy) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         raise InputError(f"the saved program {str(path)!r} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _weights(path: Path, stream: bool) -> Mapping[str, Tensor | FileTensor]:
+    if stream:
+        return read_shards(path)
+    if index_of(path).is_file():
+        return {name: entry.read() for name, entry in read_shards(path).items()}
+    weights: Mapping[str, Tensor] = load_file(path)
+    return weights
 
 
 def _encode_program(program: Program) -> dict[str, Any]:
@@ -274,7 +285,9 @@ def _dummy(value: Any) -> Any:
     return {"tuple": tuple, "list": list}[kind](_dummy(v) for v in inner)
 
 
-def _decode_program(data: Mapping[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Program:
+def _decode_program(
+    data: Mapping[str, Any], weights: Mapping[str, Tensor | FileTensor], inputs: dict[str, Tensor]
+) -> Program:
     info = {
         name: Weight(
             name, tuple(weights[name].shape), weights[name].dtype, w["trainable"], tuple(w["aliases"]), w["persistent"]
@@ -314,7 +327,7 @@ def _decode_graph(entries: list[Mapping[str, Any]]) -> fx.Graph:
 
 def _trace(draft: Program, names: list[str]) -> Program:
     """The program with all shapes derived anew."""
-    module = draft.flat_module()
+    module = draft.flat_module(placeholders=True)
     shapes = tuple(draft.dynamic.get(name) for name in names)  # by position: the exporter may rename an argument
     try:
         exported = export_strategies(module, draft.example_inputs, {}, shapes)

@@ -1,7 +1,8 @@
 """Weights by name that need not be in memory: in files of safetensors, or spilled to a scratch folder.
 
 A weight that is on disk is read anew each time it is asked for, into memory of its own: nothing is mapped, so what a
-process holds is what it was asked to hold. Whoever needs one several times in a row says so with `holding`.
+process holds is what it was asked to hold. Whoever needs one several times in a row says so with `holding`. How a
+program is run whose weights do not fit into memory is a property of its store: the `Placement`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import math
 import os
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,16 @@ from torch import Tensor
 
 from fxslim.graph.errors import InputError
 
-__all__ = ["FileTensor", "Spill", "WeightStore", "read_header", "write_safetensors"]
+__all__ = [
+    "FileTensor",
+    "Placement",
+    "Spill",
+    "WeightStore",
+    "entry_in",
+    "raw_bytes",
+    "read_header",
+    "write_safetensors",
+]
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -35,6 +46,7 @@ DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # bytes, as the library of the format has it
 SPILLED_FROM = 1 << 16  # bytes: less is not worth a file
+PIECE = 1 << 28  # bytes: large enough that reading is not a matter of seeking
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +56,23 @@ class FileTensor:
     path: Path
     offset: int
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype  # that it is read in
+    stored: torch.dtype | None = None  # that of the file, where it is another
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Bytes of its data, once read."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def cast(self, dtype: torch.dtype) -> FileTensor:
+        """The same tensor, read in another type; one that is cast already is not cast twice.
+
+        Raises:
+            ValueError: it is cast already.
+        """
+        if self.stored is not None:
+            raise ValueError("a tensor that is cast already")
+        return self if dtype is self.dtype else replace(self, dtype=dtype, stored=self.dtype)
 
     def read(self) -> Tensor:
         """Its values, in memory of their own.
@@ -57,25 +80,42 @@ class FileTensor:
         Raises:
             InputError: the file is gone, or ends too early.
         """
-        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        held = self.stored or self.dtype
+        size = math.prod(self.shape) * held.itemsize
+        data = torch.empty(size, dtype=torch.uint8)
         view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                while done < self.nbytes and (got := file.readinto(view[done:])):
+                while done < size and (got := file.readinto(view[done:])):
                     done += got
         except OSError as error:
             raise InputError(f"weights cannot be read: {error.strerror or error}", at=str(self.path)) from error
-        if done < self.nbytes:
+        if done < size:
             raise InputError("the file of weights was cut short while it was in use", at=str(self.path))
-        return data.view(self.dtype).reshape(self.shape) if self.nbytes else torch.empty(self.shape, dtype=self.dtype)
+        return (data.view(held) if size else torch.empty(0, dtype=held)).reshape(self.shape).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a program runs, and how much of it at once.
+
+    Weights on disk are read in pieces of at most `piece` bytes (or one weight), and each piece runs for all batches
+    before the next is read. With a `device` pieces run there: their weights and the values of the running batch. With
+    `offload` what the batches hold between pieces is on disk, where the store spills.
+    """
+
+    piece: int = PIECE
+    device: torch.device | None = None
+    offload: bool = False
 
 
 class Spill:
-    """A folder that tensors are written to; the file of one goes when nobody refers to it any more."""
+    """A folder that tensors of at least so many bytes are written to; the file of one goes when nobody refers to it any
+    more."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, least: int = SPILLED_FROM) -> None:
+        self.folder, self.least = folder, least
         self._numbers = itertools.count()
 
     def put(self, tensor: Tensor) -> FileTensor:
@@ -87,7 +127,7 @@ class Spill:
         path = self.folder / f"{os.getpid()}-{next(self._numbers)}.bin"
         try:
             with path.open("wb") as file:
-                file.write(_bytes(tensor))
+                file.write(raw_bytes(tensor))
         except OSError as error:
             path.unlink(missing_ok=True)
             raise InputError(
@@ -106,23 +146,28 @@ class WeightStore(MutableMapping[str, Tensor]):
     With a `spill`, what is put in goes to disk too, unless it is small.
     """
 
-    def __init__(self, entries: Mapping[str, Tensor | FileTensor], spill: Spill | None = None) -> None:
+    def __init__(
+        self, entries: Mapping[str, Tensor | FileTensor], spill: Spill | None = None,
+        placement: Placement | None = None,
+    ) -> None:  # fmt: skip
         self._entries: dict[str, Tensor | FileTensor] = (
             dict(entries._entries) if isinstance(entries, WeightStore) else dict(entries)
         )
         self.spill = spill
+        self.placement = placement or Placement()
         self._held: dict[str, Tensor] = {}
+        self._holders = Counter[str]()
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._held:
+            return self._held[name]
         entry = self._entries[name]
-        if isinstance(entry, Tensor):
-            return entry
-        return self._held[name] if name in self._held else entry.read()
+        return entry if isinstance(entry, Tensor) else entry.read()
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._held.pop(name, None)
-        big = self.spill is not None and tensor.nbytes >= SPILLED_FROM and not tensor.is_meta
-        self._entries[name] = self.spill.put(tensor) if big and self.spill is not None else tensor
+        spill = self.spill if self.spill is not None and tensor.nbytes >= self.spill.least else None
+        self._entries[name] = tensor if spill is None or tensor.is_meta else spill.put(tensor)
 
     def __delitem__(self, name: str) -> None:
         self._held.pop(name, None)
@@ -153,23 +198,36 @@ class WeightStore(MutableMapping[str, Tensor]):
 
     def copy(self) -> WeightStore:
         """A store over the same tensors: replacing one in the copy leaves this store as it is."""
-        return WeightStore(self._entries, self.spill)
+        return WeightStore(self._entries, self.spill, self.placement)
 
     def empty(self) -> WeightStore:
         """A store without weights that spills where this one does."""
-        return WeightStore({}, self.spill)
+        return WeightStore({}, self.spill, self.placement)
 
     @contextmanager
     def holding(self, names: Iterable[str]) -> Iterator[None]:
-        """Reads weights once and keeps them in memory until the end of the block."""
-        mine = [n for n in names if n not in self._held and isinstance(self._entries.get(n), FileTensor)]
-        for name in mine:
-            self._held[name] = self[name]
+        """Reads weights once and keeps them in memory, or on the device that the program runs on, until the end of the
+        block."""
+        device = self.placement.device
+        taken: list[str] = []
         try:
+            for name in names:
+                if name in self and (device is not None or isinstance(self._entries[name], FileTensor)):
+                    if name not in self._held:
+                        self._held[name] = self[name] if device is None else self[name].to(device)
+                    self._holders[name] += 1
+                    taken.append(name)
             yield
         finally:
-            for name in mine:
-                self._held.pop(name, None)
+            for name in taken:
+                self._holders[name] -= 1
+                if not self._holders[name]:
+                    self._held.pop(name, None)
+
+
+def entry_in(weights: Mapping[str, Tensor], name: str) -> Tensor | FileTensor:
+    """The tensor, or where it is: what a store has, or any other mapping."""
+    return weights.entry(name) if isinstance(weights, WeightStore) else weights[name]
 
 
 def read_header(path: Path) -> dict[str, FileTensor]:
@@ -226,9 +284,10 @@ def write_safetensors(path: Path, weights: WeightStore, names: Iterable[str] | N
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in listed:
-            file.write(_bytes(weights[name]))
+            file.write(raw_bytes(weights[name]))
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's elements in their order; of a contiguous one on the CPU without a copy."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"")  # type: ignore[arg-type]

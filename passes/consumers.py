@@ -3,6 +3,7 @@ blocks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from fxslim.graph.axes.registry import Call
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Expr, expr_size
 from fxslim.graph.axes.weights import weight_like
-from fxslim.graph.program import Program
+from fxslim.graph.program import Program, Weight
 from fxslim.passes.batch_norms import subtracted_mean
 
 __all__ = ["CALLS", "CONVOLUTIONS", "Consumer", "at_several_depths", "consumer_of", "find_consumers"]
@@ -63,11 +64,18 @@ class Consumer:
 
     def stored(self, program: Program, matrix: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         """A matrix [g, n, k], and a bias [g, n] where there is one, as the program holds them: by name."""
-        found, name = {self.weight: self.from_matrix(matrix, program.weights[self.weight])}, self.bias or self.mean
+        found, name = {self.weight: self.from_matrix(matrix, program.info[self.weight])}, self.bias or self.mean
         if name is not None and bias is not None:
-            old = program.weights[name]
+            old = program.info[name]
             found[name] = (bias if name == self.bias else -bias).reshape(old.shape).to(old.dtype)
         return found
+
+    def shape(self, program: Program) -> tuple[int, int, int]:
+        """g, n and k of its weight."""
+        shape = program.info[self.weight].shape
+        if self.transposed:
+            return 1, shape[1], shape[0]
+        return self.blocks, shape[0] // self.blocks, math.prod(shape[1:])
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as [g, n, k]."""
@@ -75,7 +83,7 @@ class Consumer:
             return weight.t().unsqueeze(0)
         return weight.reshape(self.blocks, weight.shape[0] // self.blocks, -1)
 
-    def from_matrix(self, matrix: Tensor, like: Tensor) -> Tensor:
+    def from_matrix(self, matrix: Tensor, like: Tensor | Weight) -> Tensor:
         """A matrix [g, n, k] in the layout of the weight."""
         if self.transposed:
             return matrix[0].t().contiguous().to(like.dtype)

@@ -110,6 +110,7 @@ class Chooser:
         self.consumers = [c for c in find_consumers(analysis.axes)[0] if c.node.name in wanted]
         self._own = {g.name: [c for c in self.consumers if c.node.name in g.consumers] for g in groups}
         self._undecided = [g for g in groups if self._own[g.name]]
+        self._groups = {g.name: g for g in groups}
         self._early = self._decide_on_original(batches)
 
     def _decide_on_original(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -117,23 +118,35 @@ class Chooser:
         spread = [g for g in self._undecided if at_several_depths(self.analysis.program, self._own[g.name])]
         return scores_on_original(self.importance, self.analysis, spread, batches) if spread else {}
 
-    def decide(self, consumer: Consumer, walk: CalibrationWalk, moment: SecondMoment) -> dict[Axis, Kept]:
-        """The kept positions of the groups that this consumer, with the moment of its inputs, is the first to sum
-        over."""
-        decided: dict[Axis, Kept] = {}
+    def decide(self, consumer: Consumer, walk: CalibrationWalk, moment: SecondMoment) -> dict[str, Tensor]:
+        """What is kept of the groups that this consumer, with the moment of its inputs, is the first to sum over, by
+        name: [*batch, size] bool. They are open until they are settled."""
+        masks: dict[str, Tensor] = {}
         for group in [g for g in self._undecided if self._own[g.name][0] is consumer]:
-            self._undecided.remove(group)
             count, score = self.counts[group.axis], self._early.get(group.name)
             if score is None:
+                moment = moment.to(torch.device("cpu"))
                 own = [(c, moment if c is consumer else walk.moment(c)) for c in self._own[group.name]]
-                mask = walk.team.solved(
-                    len(self._undecided),
+                masks[group.name] = walk.team.solved(
+                    len(self._undecided) - len(masks),
                     lambda g=group, c=count, o=own: choose(self.analysis, self.importance, o, g, c),
                 )
             else:
-                mask = top(score, count)
-            decided[group.axis] = Kept(group.batch, mask)
-        return decided
+                masks[group.name] = top(score, count)
+        return masks
+
+    def kept(self, masks: Mapping[str, Tensor]) -> dict[Axis, Kept]:
+        """Decisions by name of the group as a selection has them."""
+        return {self._groups[name].axis: Kept(self._groups[name].batch, mask) for name, mask in masks.items()}
+
+    def settle(self, masks: Mapping[str, Tensor]) -> dict[Axis, Kept]:
+        """The same, for groups that are decided from here on."""
+        self._undecided = [g for g in self._undecided if g.name not in masks]
+        return self.kept(masks)
+
+    def asked(self) -> list[tuple[str, int]]:
+        """What it decides by, and how much of each group it keeps."""
+        return [(self.importance, 0), *((name, self.counts[g.axis]) for name, g in self._groups.items())]
 
 
 def scores_on_original(
@@ -165,7 +178,8 @@ def choose(
 
 def problem(analysis: Analysis, consumer: Consumer, moment: SecondMoment, group: Group) -> Problem:
     """A consumer as second-order selection sees it, with the constant as a column of its own where it has a bias."""
-    weight, bias = consumer.parameters(analysis.program)
+    weight, bias = (None if p is None else p.cpu() for p in consumer.parameters(analysis.program))
+    assert weight is not None
     owner = owners(consumer, group)
     if bias is None:
         return Problem(weight.double(), moment.matrix[:, :-1, :-1], owner)
@@ -206,7 +220,7 @@ def position_scores(
             scores = problem(analysis, consumer, moment, group).scores(total.numel())
             total += scores.reshape(group.shape)
             continue
-        weight = consumer.parameters(analysis.program)[0].double()
+        weight = consumer.parameters(analysis.program)[0].cpu().double()
         if importance == "fasp":
             columns = weight.abs().sum(1) * moment.norms()
         elif importance == "flap":

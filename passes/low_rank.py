@@ -56,7 +56,7 @@ def find_matrices(analysis: Analysis, left_out: Container[str] = ()) -> list[Mat
     found = []
     for consumer in find_consumers(analysis.axes)[0]:
         if consumer.weight in names and consumer.weight not in left_out and info[consumer.weight].trainable:
-            n, k = consumer.parameters(analysis.program)[0].shape[1:]
+            _, n, k = consumer.shape(analysis.program)
             outputs = len(info[consumer.weight].shape) - 1 if consumer.transposed else 0
             matrix = Matrix(consumer, outputs, (n, k))
             if matrix.largest >= 1:

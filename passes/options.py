@@ -14,6 +14,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.latency import Clock
 from fxslim.passes.budget import BUDGETS, Budget
 from fxslim.passes.importance import Importance, importance_names
+from fxslim.passes.journal import Journal
 from fxslim.passes.pairs import METRICS, Metric
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.restore import Progress
@@ -55,6 +56,7 @@ class PlanOptions(Choices, total=False):
     seed: int
     progress: Progress | None
     surveys: dict[str, Survey] | None  # keeps what a global budget found out, for the next plan with other shares
+    journal: Journal | None  # keeps what the restoration on the way has finished
     curves: dict[str, Tensor] | None  # is told what a global budget went by: losses at every size, by group or weight
 
 

@@ -66,7 +66,7 @@ class Planning:
         self.groups, self.keep_fixed = patterns(options.get("groups")), patterns(options.get("keep_fixed", ())) or []
         self.keep_caches = options.get("keep_caches", False)
         self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
-        self.curves = options.get("curves")
+        self.curves, self.journal = options.get("curves"), options.get("journal")
         self.scaled: dict[str, Tensor] = {}  # losses that the budget was divided by
         self.uncounted = patterns(options.get("uncounted", ())) or []
         self.clock = options.get("clock") if self.of == "latency" else None
@@ -247,11 +247,11 @@ class Planning:
     def _asked(self) -> str:
         """What a survey depends on: the program, its weights, the data, and what is asked."""
         program, names = self.analysis.program, ([g.name for g in self.chosen], [m.weight for m in self.matrices])
-        weights = [program.weights[name] for name in program.info]
         assert self.batches is not None
         based, products = [s.group.name for s in self.subspaces], sorted(self.products)
         asked = (self.importance, names, based, products)
-        return repr((program.fingerprint(), digest([weights]), digest(self.batches), asked))
+        weights = digest([(program.weights[name] for name in program.info)])
+        return repr((program.fingerprint(), weights, digest(self.batches), asked))
 
     def planned(self, counts: Mapping[Axis, int]) -> Planned:
         """The plan with these counts."""
@@ -310,7 +310,9 @@ class Planning:
         selection = Selection({groups[n].axis: Kept(groups[n].batch, mask) for n, mask in first.items()})
         counts = {group.axis: number[n] for n, group in groups.items()}
         chooser = Chooser(analysis, rest, counts, batches, self.importance)
-        restoration = restore_weights(analysis, selection, batches, chooser=chooser, progress=self.progress)
+        restoration = restore_weights(
+            analysis, selection, batches, chooser=chooser, progress=self.progress, journal=self.journal
+        )
         return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
 
     @staticmethod

@@ -98,7 +98,8 @@ def on_trial(step: Pass, analysis: Analysis) -> PassResult:
         VerifyError: it failed, or changed the program that it was given, or its result is malformed, has another
             interface, or (where the pass says that it preserves the numerics) computes something else.
     """
-    before, weights = analysis.program.fingerprint(), dict(analysis.program.weights.items())
+    store = analysis.program.weights
+    before, weights = analysis.program.fingerprint(), {name: store.entry(name) for name in store}
     try:
         result = step(analysis)
     except FxslimError:
@@ -108,8 +109,8 @@ def on_trial(step: Pass, analysis: Analysis) -> PassResult:
             f"the pass {step.name!r} failed: {type(error).__name__}: {error}", at=type(step).__module__,
             remedy="this is a defect of the pass, not of the model",
         ) from error  # fmt: skip
-    now = dict(analysis.program.weights.items())
-    if analysis.program.fingerprint() != before or any(now.get(n) is not w for n, w in weights.items()):
+    same = weights.keys() == store.keys() and all(store.entry(name) is entry for name, entry in weights.items())
+    if analysis.program.fingerprint() != before or not same:
         raise VerifyError(f"the pass {step.name!r} changed the program that it was given", remedy="edit by a Rewriter")
     if result.modified:
         check = verify_same_function if step.preserves else verify

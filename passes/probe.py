@@ -10,6 +10,7 @@ from torch import Tensor
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.evaluate import MaskedEvaluator
+from fxslim.graph.stores import entry_in
 from fxslim.passes.divergence import divergence
 from fxslim.passes.restore import Progress
 from fxslim.passes.stream_curve import interpolated
@@ -86,8 +87,8 @@ class _Probe:
         others."""
         kept = {} if group is None or mask is None else {group.axis: Kept(group.batch, mask)}
         evaluator = MaskedEvaluator(self.analysis.axes, Selection(kept))
-        for weight, value in weights.items():
-            evaluator.set_weight(weight, value)
+        for weight in weights:
+            evaluator.set_weight(weight, entry_in(weights, weight))
         values = evaluator.fork(self._whole, self._values)
         evaluator.advance(values, self._nodes[self._position :])
         caches = frozenset(self.analysis.axes.caches.values())

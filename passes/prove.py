@@ -105,8 +105,10 @@ def _shaken(analysis: Analysis) -> Analysis:
     """The same program with random numbers of the same spread for every trainable weight: dead units come to life."""
     program = analysis.program.clone()
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in analysis.program.weights.items():
-        if tensor.is_floating_point() and program.info[name].trainable:
+    for name in analysis.program.weights:
+        info = program.info[name]
+        if info.dtype.is_floating_point and info.trainable:
+            tensor = analysis.program.weights[name]
             spread = float(tensor.detach().double().std(correction=0)) or 0.1
             program.weights[name] = (torch.randn(tensor.shape, generator=generator) * spread).to(tensor)
     return analyze(program)

@@ -12,6 +12,7 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import PlanError
 from fxslim.graph.program import Program
 from fxslim.graph.rewriter import Rewriter
+from fxslim.graph.stores import entry_in
 from fxslim.graph.verify import verify
 from fxslim.passes.base import Pass, PassResult
 from fxslim.passes.change_basis import bases_of
@@ -43,8 +44,9 @@ class Prune(Pass):
     def apply(self, analysis: Analysis) -> PassResult:
         """The slim program."""
         rewriter = Rewriter(analysis.program, self.name)
-        for name, tensor in (self.restored or {}).items():
-            rewriter.set_weight(name, tensor)
+        restored = self.restored or {}
+        for name in restored:
+            rewriter.set_weight(name, entry_in(restored, name))
         rewriter.slice(analysis.axes, self.plan.selection(analysis))
         return PassResult(rewriter.program, rewriter.edits)
 

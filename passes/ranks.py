@@ -119,7 +119,7 @@ class _Ranks:
         for name, pair in pairs.items():
             size = pair.group.size
             slope = total - costs.of(self.of, {pair.group.axis: size - 1})
-            n, k = pair.second.parameters(opened.program)[0].shape[1], pair.first.parameters(opened.program)[0].shape[2]
+            n, k = pair.second.shape(opened.program)[1], pair.first.shape(opened.program)[2]
             if slope > 0 and n * k / (n + k) > self.round_to:
                 spectrum = self._bases[name].energy.reshape(-1).sqrt()
                 found.append(_Candidate(name, pair, float(slope), n * k / (n + k), spectrum))

@@ -58,26 +58,32 @@ def refit(
     The ridge is chosen on held-out data; where none improves on plain slicing there, plain slicing is returned. The
     accepted refit then uses all data.
     """
-    target = _extended(weight, bias)
+    target, kept = _extended(weight, bias).to(train.matrix.device), kept.to(train.matrix.device)
     mask = torch.cat([kept, torch.full_like(kept[:, :1], bias is not None)], dim=1)
     plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
+    systems = [_System.of(target[block], mask[block], train.matrix[block]) for block in range(len(target))]
     scale = max(float(residual(target, torch.zeros_like(target), held_out)), 1e-300)
     before = float(residual(target, plain, held_out)) / scale
     best, best_ridge = before, None
     for ridge in ladder:
-        candidate = _solve(target, mask, plain, train, ridge)
+        candidate = _solve(systems, plain, ridge)
         if candidate is not None:
             error = float(residual(target, candidate, held_out)) / scale
             if error < best:
                 best, best_ridge = error, ridge
-    both = train + held_out
-    final = _solve(target, mask, plain, both, best_ridge) if best_ridge is not None else None
-    columns = int(mask.sum(1).max())
+    candidate, count, columns = None, train.count + held_out.count, int(mask.sum(1).max())
+    final = None
+    if best_ridge is not None:
+        for block in range(len(target)):
+            systems[block] = _System.of(target[block], mask[block], train.matrix[block] + held_out.matrix[block])
+        final = _solve(systems, plain, best_ridge)
     if final is None:
         reason = "no ridge lowered the residual on held-out data"
-        return Refit(weight * kept.unsqueeze(1), bias, None, before, before, both.count, columns, reason)
+        sliced, bias = (weight * kept.unsqueeze(1).to(weight.device)).cpu(), None if bias is None else bias.cpu()
+        return Refit(sliced, bias, None, before, before, count, columns, reason)
+    final = final.cpu()
     new_bias = None if bias is None else final[..., -1]
-    return Refit(final[..., :-1], new_bias, best_ridge, before, best, both.count, columns)
+    return Refit(final[..., :-1], new_bias, best_ridge, before, best, count, columns)
 
 
 def shift_bias(weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondMoment, held_out: SecondMoment) -> Refit:
@@ -86,18 +92,19 @@ def shift_bias(weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondM
 
     Without a bias, or where this does not lower the residual on held-out data, plain slicing is returned.
     """
-    target = _extended(weight, bias)
+    target, kept = _extended(weight, bias).to(train.matrix.device), kept.to(train.matrix.device)
     plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
     scale = max(float(residual(target, torch.zeros_like(target), held_out)), 1e-300)
     before, both = float(residual(target, plain, held_out)) / scale, train + held_out
-    sliced, columns = weight * kept.unsqueeze(1), kept.shape[1]
+    sliced, columns = (weight.to(kept.device) * kept.unsqueeze(1)).cpu(), kept.shape[1]
+    bias = None if bias is None else bias.cpu()
     if bias is None:
         return Refit(sliced, None, None, before, before, both.count, columns, "there is no bias")
     after = float(residual(target, _shifted(target, plain, train), held_out)) / scale
     if not after < before:
         reason = "it did not lower the residual on held-out data"
         return Refit(sliced, bias, None, before, before, both.count, columns, reason)
-    return Refit(sliced, _shifted(target, plain, both)[..., -1], None, before, after, both.count, columns)
+    return Refit(sliced, _shifted(target, plain, both)[..., -1].cpu(), None, before, after, both.count, columns)
 
 
 def _shifted(target: Tensor, plain: Tensor, moment: SecondMoment) -> Tensor:
@@ -114,35 +121,50 @@ def _extended(weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.cat([weight, last], dim=-1).double()
 
 
-def _solve(target: Tensor, mask: Tensor, plain: Tensor, moment: SecondMoment, ridge: float) -> Tensor | None:
-    """The refit at one ridge: [g, n, k + 1], or None where the system is singular."""
+@dataclass(frozen=True)
+class _System:
+    """What all ridges share: the kept columns, their second moment and what the solution is to be, of one block."""
+
+    index: Tensor  # [k'] of the columns, the constant last where there is one
+    biased: bool
+    matrix: Tensor  # [k', k']
+    right: Tensor  # [n, k']
+
+    @staticmethod
+    def of(target: Tensor, mask: Tensor, matrix: Tensor) -> _System:
+        """Of `target: [n, k + 1]`, with `mask: [k + 1]` bool and `matrix: [k + 1, k + 1]`."""
+        index = mask.nonzero().flatten()
+        return _System(index, bool(mask[-1]), matrix[index[:, None], index], target @ matrix[:, index])
+
+
+def _solve(systems: Sequence[_System], plain: Tensor, ridge: float) -> Tensor | None:
+    """The refit [g, n, k + 1] at one ridge, drawn to `plain`; None where a system is singular."""
     result = plain.clone()
-    for block in range(target.shape[0]):
-        index = mask[block].nonzero().flatten()
-        h = moment.matrix[block]
-        if not len(index):
+    for block, system in enumerate(systems):
+        if not len(system.index):
             continue
-        diagonal = h.diagonal()[index]
+        diagonal = system.matrix.diagonal()
         damping = torch.full_like(diagonal, ridge * float(diagonal.mean()))
         damping[diagonal <= 0] = 1.0  # a dead column keeps its weight, whatever the scale
-        if bool(mask[block, -1]):
+        if system.biased:
             damping[-1] = 1e-12 * float(diagonal[-1])  # the constant is not drawn anywhere
-        system = h[index][:, index] + torch.diag(damping)
-        right = target[block] @ h[:, index] + plain[block][:, index] * damping
-        factor, failed = torch.linalg.cholesky_ex(system)
+        damped = system.matrix.clone()
+        damped.diagonal().add_(damping)
+        right = system.right + plain[block][:, system.index] * damping
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if int(failed):
             return None
         solution = torch.cholesky_solve(right.t(), factor).t()
         if not bool(torch.isfinite(solution).all()):
             return None
-        result[block][:, index] = solution
+        result[block][:, system.index] = solution
     return result
 
 
 def mean_error(weight: Tensor, candidate: Tensor, moment: SecondMoment) -> tuple[float, float]:
     """The squared error that the mean over all tokens makes when `candidate: [g, n, k]` replaces `weight`, relative to
     the output and relative to the whole error: what a bias could take over."""
-    target, new = _extended(weight, None), _extended(candidate, None)
+    target, new = (_extended(w, None).to(moment.matrix.device) for w in (weight, candidate))
     means = moment.matrix[:, -1] / max(1, moment.count)
     error = moment.count * float(torch.einsum("gnk,gk->gn", target - new, means).square().sum())
     output, whole = (float(residual(target, other, moment)) for other in (torch.zeros_like(target), new))

@@ -3,7 +3,7 @@ upstream, and every batch norm behind it gets the statistics of what it sees the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -17,6 +17,7 @@ from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.batch_norms import BatchNorm, Compared, find_batch_norms, reestimate
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import Chooser
+from fxslim.passes.journal import Finished, Journal, RestoredConsumer, RestoredNorm
 from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 
@@ -30,41 +31,11 @@ By = Literal["least-squares", "bias"]
 
 
 @dataclass(frozen=True)
-class RestoredConsumer:
-    """What happened to one consumer."""
-
-    node: str
-    weight: str
-    columns: int
-    kept: int
-    tokens: int
-    accepted: bool
-    ridge: float | None
-    before: float  # relative residual of plain slicing, held-out
-    after: float
-    reason: str = ""
-    fitted: int = 0  # columns that were solved for, the constant included
-
-
-@dataclass(frozen=True)
-class RestoredNorm:
-    """What happened to the running statistics of one batch norm whose input changed."""
-
-    node: str
-    mean: str  # the name of its running mean
-    channels: int
-    values: int  # of each channel that were seen
-    changed: str  # "mean", "mean and variance", or nothing
-    before: float  # squared error of its output, relative to the original's variance, held-out
-    after: float
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class Restoration:
-    """New weights at their full width (removed columns zero), by name, with a row for each consumer and norm."""
+    """New weights at their full width (removed columns zero), by name, with a row for each consumer and norm. They are
+    in a store like the program's: on disk where its own are."""
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     rows: tuple[RestoredConsumer, ...]
     warnings: tuple[str, ...]  # too few tokens, by weight, and then `refused`
     selection: Selection
@@ -82,6 +53,7 @@ def restore_weights(
     progress: Progress | None = None,
     upstream: Upstream = "both",
     by: By = "least-squares",
+    journal: Journal | None = None,
 ) -> Restoration:
     """Refits of all consumers of the selection, in graph order, each seeing the upstream as restored so far, with the
     batch norms between them.
@@ -94,6 +66,7 @@ def restore_weights(
     `by="bias"` changes biases alone (`shift_bias`), by the compressed upstream.
 
     A `chooser` adds to the selection on the way: the positions of a group are chosen when its first consumer is met.
+    What a `journal` has kept of such a walk is not computed again; what follows is the same to the last bit.
 
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
@@ -105,14 +78,17 @@ def restore_weights(
     walk = CalibrationWalk(evaluator, batches, Evaluator(analysis.program) if both else None)
     work = _Restorer(analysis, evaluator, walk, chooser, by)
     steps = _steps(analysis, selection, chooser, norms=both)
+    asked = None if chooser is None else chooser.asked()
+    kept = None if journal is None else journal.walk(analysis.program, selection, [asked, by, upstream, len(batches)])
     for number, step in enumerate(steps):
         if progress is not None:
             progress(step.weight if isinstance(step, Consumer) else step.mean, number, len(steps))
         walk.advance_to(step.node)
-        if isinstance(step, Consumer):
-            work.consumer(step)
-        else:
-            work.norm(step)
+        finished = None if kept is None else kept.find(number)
+        if finished is None:
+            finished = work.consumer(step) if isinstance(step, Consumer) else work.norm(step)
+            finished = finished if kept is None else kept.keep(number, finished)
+        work.apply(finished)
     refused = [f"not refitted, only sliced: {x}" for x in find_consumers(analysis.axes, evaluator.selection)[1]]
     return Restoration(
         work.weights, tuple(work.rows), (*work.warnings, *work.said, *refused), evaluator.selection,
@@ -146,77 +122,91 @@ class _Restorer:
         self, analysis: Analysis, evaluator: MaskedEvaluator, walk: CalibrationWalk, chooser: Chooser | None, by: By
     ) -> None:
         self.analysis, self.evaluator, self.walk, self.chooser, self.by = analysis, evaluator, walk, chooser, by
-        self.weights: dict[str, Tensor] = {}
+        self.weights = analysis.program.weights.empty()
         self.rows: list[RestoredConsumer] = []
         self.norms: list[RestoredNorm] = []
         self.warnings: list[str] = []  # of too few tokens
         self.said: list[str] = []  # what else could not be done
 
-    def consumer(self, consumer: Consumer) -> None:
-        """Decides what is open, and refits."""
-        columns = map(consumer.columns, self.walk.values(consumer.source))
-        train, held_out = self.walk.split(columns, SecondMoment.of)
+    def apply(self, finished: Finished) -> None:
+        """What comes later sees it."""
         if self.chooser is not None:
-            decided = self.chooser.decide(consumer, self.walk, train + held_out)
-            self.evaluator.selection = Selection({**self.evaluator.selection.kept, **decided})
+            settled = self.chooser.settle(finished.masks)
+            self.evaluator.selection = Selection({**self.evaluator.selection.kept, **settled})
+        for name, value in finished.weights.items():
+            if isinstance(value, Tensor):
+                self.weights[name] = value
+            else:
+                self.weights.link(name, value)
+            self.evaluator.set_weight(name, self.weights.entry(name))
+        self.rows += [] if finished.row is None else [finished.row]
+        self.norms += [] if finished.norm is None else [finished.norm]
+        self.warnings += finished.warnings
+        self.said += finished.said
+
+    def consumer(self, consumer: Consumer) -> Finished:
+        """Decides what is open, and refits."""
+        columns = self.walk.columns(consumer)
+        train, held_out = self.walk.split(columns, SecondMoment.of)
+        masks: dict[str, Tensor] = {}
+        selection = self.evaluator.selection
+        if self.chooser is not None:
+            masks = self.chooser.decide(consumer, self.walk, train + held_out)
+            selection = Selection({**selection.kept, **self.chooser.kept(masks)})
         matrix, bias = consumer.parameters(self.analysis.program)
         restored = refit if self.by == "least-squares" else shift_bias
-        kept = consumer.kept_columns(self.evaluator.selection)
+        kept = consumer.kept_columns(selection)
         result = self.walk.team.solved(len(self.rows), lambda: restored(matrix, bias, kept, train, held_out))
-        if result.accepted:
-            self._store(consumer.stored(self.analysis.program, result.weight, result.bias))
+        found = consumer.stored(self.analysis.program, result.weight, result.bias) if result.accepted else {}
         tokens = result.tokens // self.walk.passes
-        self.rows.append(_row(consumer, self.evaluator.selection, result, tokens))
-        self._warn(consumer, result, tokens)
+        warnings, said = self._warnings(consumer, result, tokens)
         if not consumer.shifted and self.by == "least-squares":
-            self._warn_of_mean(consumer, *mean_error(matrix, result.weight, train + held_out))
+            said += _lost_mean(consumer, *mean_error(matrix, result.weight, train + held_out))
+        return Finished(found, masks, _row(consumer, selection, result, tokens), None, warnings, said)
 
-    def norm(self, norm: BatchNorm) -> None:
+    def norm(self, norm: BatchNorm) -> Finished:
         """Estimates the statistics anew where the input changed."""
         columns = (Compared.columns(*pair) for pair in self.walk.pairs(norm.source))
         train, held_out = self.walk.split(columns, Compared.of, passes=1)
         seen = train + held_out
         if not seen.changed:
-            return
+            return Finished()
         row = partial(RestoredNorm, norm.node.name, norm.mean, seen.sums.shape[1], seen.count)
         if norm.reason:
-            self.norms.append(row("", float("nan"), float("nan"), norm.reason))
-            self.said.append(f"{norm.mean}: not estimated anew, {norm.reason}")
-            return
+            said = f"{norm.mean}: not estimated anew, {norm.reason}"
+            return Finished(norm=row("", float("nan"), float("nan"), norm.reason), said=[said])
         names = (norm.mean, norm.variance)
         old = self._original(norm.mean), self._original(norm.variance)
-        now = self.evaluator.weight(norm.mean), self.evaluator.weight(norm.variance)
+        now = self.evaluator.weight(norm.mean).cpu(), self.evaluator.weight(norm.variance).cpu()
         scale = None if norm.scale is None else self._original(norm.scale)
         result = self.walk.team.handed(reestimate(old, now, scale, norm.eps, train, held_out))
         found = {n: v.to(w.dtype) for n, v, w in zip(names, (result.mean, result.variance), old, strict=True)}
         if not all(bool(v.isfinite().all()) for v in found.values()):
             result = replace(result, changed="", after=result.before, reason=f"too large for {old[0].dtype}")
-        if result.changed:
-            self._store(found)
-        self.norms.append(row(result.changed, result.before, result.after, result.reason))
+        return Finished(
+            found if result.changed else {}, norm=row(result.changed, result.before, result.after, result.reason)
+        )
 
     def _original(self, name: str) -> Tensor:
-        return self.analysis.program.weights[name].detach()
+        return self.analysis.program.weights[name].detach().cpu()
 
-    def _store(self, found: dict[str, Tensor]) -> None:
-        for name, value in found.items():
-            self.weights[name] = value
-            self.evaluator.set_weight(name, value)
+    def _warnings(self, consumer: Consumer, result: Refit, tokens: int) -> tuple[list[str], list[str]]:
+        """Those of too few tokens, and of what else could not be done."""
+        if self.by != "bias":
+            return few_tokens(consumer.weight, tokens, result.columns), []
+        if consumer.shifted:
+            return [], []
+        return [], [f"{consumer.weight}: no bias to hold the mean of what was removed; only sliced"]
 
-    def _warn(self, consumer: Consumer, result: Refit, tokens: int) -> None:
-        if self.by == "bias":
-            if not consumer.shifted:
-                self.said.append(f"{consumer.weight}: no bias to hold the mean of what was removed; only sliced")
-        else:
-            self.warnings += few_tokens(consumer.weight, tokens, result.columns)
 
-    def _warn_of_mean(self, consumer: Consumer, of_output: float, of_error: float) -> None:
-        """Where most of what a refit leaves is a constant that nothing can hold."""
-        if of_output > MEAN_MATTERS and of_error > 0.5:
-            self.said.append(
-                f"{consumer.weight}: a constant of {of_output:.1%} of its output was lost with what was removed; "
-                "there is no bias to hold it"
-            )
+def _lost_mean(consumer: Consumer, of_output: float, of_error: float) -> list[str]:
+    """Said where most of what a refit leaves is a constant that nothing can hold."""
+    if of_output <= MEAN_MATTERS or of_error <= 0.5:
+        return []
+    return [
+        f"{consumer.weight}: a constant of {of_output:.1%} of its output was lost with what was removed; "
+        "there is no bias to hold it"
+    ]
 
 
 def few_tokens(weight: str, tokens: int, columns: int) -> list[str]:

@@ -31,11 +31,11 @@ def verify_same_function(
     """
     verify(result, original)
     same = result.weights.keys() == original.weights.keys() and all(
-        result.weights[n] is original.weights[n] for n in original.info
+        result.weights.entry(n) is original.weights.entry(n) for n in original.info
     )
     if same and result.fingerprint() == original.fingerprint():
         return  # nothing was replaced
-    if any(tensor.is_meta for tensor in original.weights.values()):
+    if any(isinstance(entry, Tensor) and entry.is_meta for entry in map(original.weights.entry, original.weights)):
         raise VerifyError("the weights are on the meta device: the same function cannot be shown", remedy="load them")
     verify_outputs(result, original, original.example_inputs if inputs is None else inputs, moves)
 

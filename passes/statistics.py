@@ -2,8 +2,9 @@
 by side.
 
 The walk stops before a consumer, for all batches, so that what comes later sees the already compressed upstream.
-Between stops only the values that are still needed are alive. Where several processes share the data, each walks with
-its own batches, and the sums are those of all.
+Between stops only the values that are still needed are alive, in memory or on disk. Weights that are on disk are read
+piece by piece, once for all batches; at a stop those of the call to come are in memory. Where several processes share
+the data, each walks with its own batches, and the sums are those of all.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.pieces import Environment, Shelf, pieces
+from fxslim.graph.stores import WeightStore, raw_bytes
 from fxslim.passes.consumers import Consumer
 from fxslim.passes.team import Team, current_team, nothing_of
 
-__all__ = ["CalibrationWalk", "SecondMoment", "digest"]
+__all__ = ["CalibrationWalk", "Moments", "SecondMoment", "digest"]
 
+_STRIP = 512  # columns whose products with all later ones are taken at once
 HELD_OUT_EVERY = 8  # one batch in so many judges what the others led to
 
 
@@ -50,15 +57,28 @@ class SecondMoment:
     def of(columns: Tensor) -> SecondMoment:
         """The second moment of [g, tokens, k]. Products in float32 at least, sums over batches in float64."""
         columns = columns if columns.dtype == torch.float64 else columns.float()  # half precision overflows in sums
-        ones = columns.new_ones(*columns.shape[:2], 1)
-        extended = torch.cat([columns, ones], dim=2)
-        matrix = extended.transpose(1, 2) @ extended
+        blocks, count, width = columns.shape
+        matrix = columns.new_empty(blocks, width + 1, width + 1, dtype=torch.float64)
+        for start in range(0, width, _STRIP):  # what lies below the diagonal is what lies above it
+            strip = slice(start, min(start + _STRIP, width))
+            matrix[:, strip, start:-1] = columns[..., strip].transpose(1, 2) @ columns[..., start:]
+            matrix[:, start + _STRIP : -1, strip] = matrix[:, strip, start + _STRIP : -1].transpose(1, 2)
+        matrix[:, -1, :-1] = matrix[:, :-1, -1] = columns.sum(1, dtype=torch.float64)
+        matrix[:, -1, -1] = count
         if not bool(matrix.isfinite().all()):
             raise InputError("squares of activations overflow", remedy="check the calibration data for extreme values")
-        return SecondMoment(matrix.double())
+        return SecondMoment(matrix)
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
         return SecondMoment(self.matrix + other.matrix)
+
+    def __iadd__(self, other: SecondMoment) -> SecondMoment:
+        self.matrix += other.matrix
+        return self
+
+    def to(self, device: torch.device) -> SecondMoment:
+        """The same on a device."""
+        return SecondMoment(self.matrix.to(device))
 
     @property
     def count(self) -> int:
@@ -75,6 +95,29 @@ class SecondMoment:
         return (squares - sums.square() / max(1, self.count)).clamp(min=0)
 
 
+class Moments(MutableMapping[fx.Node, SecondMoment]):
+    """Second moments by node, on disk where a store spills."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store.empty()
+        self._nodes: dict[str, fx.Node] = {}
+
+    def __getitem__(self, node: fx.Node) -> SecondMoment:
+        return SecondMoment(self._store[node.name])
+
+    def __setitem__(self, node: fx.Node, moment: SecondMoment) -> None:
+        self._store[node.name], self._nodes[node.name] = moment.matrix, node
+
+    def __delitem__(self, node: fx.Node) -> None:
+        del self._store[node.name], self._nodes[node.name]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._nodes.values())
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
 def split_rows(every: Sequence[Tensor], of: Callable[[Tensor], S]) -> tuple[S, S]:
     """The sums of a statistic of [g, tokens, k] over most rows, and over every eighth."""
     held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
@@ -82,12 +125,17 @@ def split_rows(every: Sequence[Tensor], of: Callable[[Tensor], S]) -> tuple[S, S
     return reduce(operator.add, kept), reduce(operator.add, left)
 
 
+def _sum(parts: Iterable[S]) -> S:
+    """The sum of parts that nobody else holds, made in the first one where that can be."""
+    return reduce(operator.iadd, parts)
+
+
 def digest(batches: Iterable[Iterable[Tensor]]) -> str:
     """A hash of data: values, shapes and types of all tensors of all batches."""
     result = hashlib.sha256()
     for tensor in itertools.chain.from_iterable(batches):
         result.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        result.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        result.update(raw_bytes(tensor))
     return result.hexdigest()
 
 
@@ -95,7 +143,8 @@ class CalibrationWalk:
     """Runs a program over all calibration batches up to a given node.
 
     With a `companion` (another evaluator of the same program) every batch runs through both, and statistics are taken
-    over both.
+    over both. Where the program's store says that activations are offloaded, only those of the running batch are in
+    memory.
     """
 
     def __init__(
@@ -110,10 +159,12 @@ class CalibrationWalk:
         self.team = current_team() if team is None else team
         self.batches = len(batches)
         self.mine = self.team.share(len(batches))
-        self._runs = [(e, e.bind(batches[i])) for i in self.mine for e in self._evaluators]
+        self._runs = [_Run(e, batches[i]) for i in self.mine for e in self._evaluators]
         self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
         self._position = 0
+        self._held = ExitStack()  # weights of the call before which the walk stands
+        weakref.finalize(self, self._held.close)
 
     @property
     def passes(self) -> int:
@@ -121,16 +172,36 @@ class CalibrationWalk:
         return len(self._evaluators)
 
     def advance_to(self, node: fx.Node) -> None:
-        """Evaluates everything before `node`, batch by batch."""
+        """Evaluates everything before `node`, batch by batch; its own weights are in memory then."""
         target = self._index[node]
-        segment = self._nodes[self._position : target]
-        for evaluator, environment in self._runs:
-            evaluator.advance(environment, segment)
-        self._position = max(self._position, target)
+        if target < self._position:
+            return
+        for piece in pieces(self.evaluator.program, self._nodes[self._position : target]):
+            with self._holding(piece):
+                self._held.close()
+                for run in self._runs:
+                    run.advance(piece)
+        held = self._holding([node])
+        self._held.close()
+        self._held.enter_context(held)
+        self._position = target
+
+    def _holding(self, piece: Sequence[fx.Node]) -> ExitStack:
+        """Holds the weights of calls, as each evaluator has them, until it is closed."""
+        with ExitStack() as stack:
+            for evaluator in self._evaluators:
+                stack.enter_context(evaluator.holding(piece))
+            return stack.pop_all()
+
+    def columns(self, consumer: Consumer) -> Iterator[Tensor]:
+        """What a consumer reads in every batch, [g, tokens, k], where the program runs."""
+        device = self.evaluator.device
+        for value in self.values(consumer.source):
+            yield consumer.columns(value if device is None else value.to(device))
 
     def moment(self, consumer: Consumer) -> SecondMoment:
         """The second moment of a consumer's input over all batches."""
-        return self.total(SecondMoment.of(consumer.columns(v)) for v in self.values(consumer.source))
+        return self.team.total(_sum(map(SecondMoment.of, self.columns(consumer))).to(torch.device("cpu")))
 
     def total(self, parts: Iterable[S]) -> S:
         """The sum of what the batches give one by one, those of all processes."""
@@ -148,8 +219,8 @@ class CalibrationWalk:
             return split_rows(list(columns), of)
         learned = self.batches - max(1, self.batches // HELD_OUT_EVERY)
         parts, own = map(of, columns), sum(i < learned for i in self.mine) * passes
-        first = [reduce(operator.add, itertools.islice(parts, own))] if own else []
-        second = [reduce(operator.add, parts)] if len(self.mine) * passes > own else []
+        first = [_sum(itertools.islice(parts, own))] if own else []
+        second = [_sum(parts)] if len(self.mine) * passes > own else []
         kept, left = first or [nothing_of(second[0])], second or [nothing_of(first[0])]
         return self.team.total(kept[0]), self.team.total(left[0])
 
@@ -165,8 +236,8 @@ class CalibrationWalk:
         Raises:
             InputError: a value is not finite: the calibration data or the model overflows.
         """
-        for number, (evaluator, environment) in enumerate(self._runs):
-            value = evaluator.value(node, environment)
+        for number, run in enumerate(self._runs):
+            value = run.value(node)
             if not bool(torch.isfinite(value).all()):
                 batch = self.mine[number // self.passes]
                 raise InputError(
@@ -174,3 +245,40 @@ class CalibrationWalk:
                     remedy="check the calibration data for NaN or extreme values",
                 )
             yield value
+
+
+class _Run:
+    """One batch on its way through one evaluator."""
+
+    def __init__(self, evaluator: Evaluator, batch: Sequence[Tensor]) -> None:
+        self._evaluator = evaluator
+        self._values: Environment = _moved(evaluator.bind(batch), evaluator, back=True)
+        weights = evaluator.program.weights
+        self._shelf = Shelf(weights.spill) if weights.placement.offload and weights.spill is not None else None
+
+    def advance(self, piece: Sequence[fx.Node]) -> None:
+        """Evaluates the calls of a piece."""
+        if self._shelf is None:
+            self._values = _moved(self._values, self._evaluator)
+            self._evaluator.advance(self._values, piece)
+            self._values = _moved(self._values, self._evaluator, back=True)
+            return
+        self._values |= self._shelf.take(n for node in piece for n in node.all_input_nodes)
+        self._values = _moved(self._values, self._evaluator)
+        self._evaluator.advance(self._values, piece)
+        self._shelf.put(_moved(self._values, self._evaluator, back=True))
+        self._values = {}
+
+    def value(self, node: fx.Node) -> Any:
+        """The value of a node that lies before the call to come, and is needed there or later."""
+        if node.op != "get_attr" and self._shelf is not None and node not in self._values:
+            return self._shelf.value(node)
+        return self._evaluator.value(node, self._values)
+
+
+def _moved(values: Environment, evaluator: Evaluator, *, back: bool = False) -> Environment:
+    """The values on the device of an evaluator, or back on the CPU, where they wait."""
+    if evaluator.device is None:
+        return values
+    device = torch.device("cpu") if back else evaluator.device
+    return {node: pytree.tree_map_only(Tensor, lambda v: v.to(device), value) for node, value in values.items()}

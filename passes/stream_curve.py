@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxslim.graph.axes.groups import Group
 from fxslim.graph.program import Program
+from fxslim.graph.stores import WeightStore
 from fxslim.passes.basis import Basis
 from fxslim.passes.consumers import Consumer
 from fxslim.passes.refit import refit
-from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.statistics import CalibrationWalk, Moments, SecondMoment
 from fxslim.passes.subspaces import leading
 
 __all__ = ["SHARES", "Readers", "interpolated"]
@@ -31,12 +32,12 @@ class Readers:
 
     group: Group
     consumers: list[Consumer]
-    moments: dict[fx.Node, SecondMoment]
+    moments: Moments
 
     @staticmethod
-    def of(group: Group) -> Readers:
-        """None yet."""
-        return Readers(group, [], {})
+    def of(group: Group, store: WeightStore) -> Readers:
+        """None yet; their moments will be on disk where the store spills."""
+        return Readers(group, [], Moments(store))
 
     def visit(self, consumer: Consumer | None, walk: CalibrationWalk) -> None:
         """Takes a reader, before which the walk stands; others than plain linear maps of the stream are left as they
@@ -56,18 +57,19 @@ class Readers:
         size = self.group.size
         forward = torch.eye(size + 1, dtype=torch.float64)  # the constant stays what it is
         forward[:size, :size] = basis.forward.reshape(size, size)
-        self.moments = {node: SecondMoment(forward @ m.matrix @ forward.mT) for node, m in self.moments.items()}
+        for node, moment in self.moments.items():
+            self.moments[node] = SecondMoment(forward @ moment.matrix @ forward.mT)
 
-    def refitted(self, program: Program, count: int) -> dict[str, Tensor]:
+    def refitted(self, program: Program, count: int) -> WeightStore:
         """The readers' weights by name, refitted to the first `count` coordinates of a program in the new basis."""
-        found: dict[str, Tensor] = {}
+        found = program.weights.empty()
         kept = leading(self.group, count).reshape(1, -1)
         for consumer in self.consumers:
             matrix, bias = consumer.parameters(program)
             moment = self.moments[consumer.source]
             result = refit(matrix, bias, kept, moment, moment, ladder=(_RIDGE,))
             if result.accepted:
-                found |= consumer.stored(program, result.weight, result.bias)
+                found.update(consumer.stored(program, result.weight, result.bias))
         return found
 
     def effects(self, measure: Callable[[Tensor, Mapping[str, Tensor]], float], program: Program) -> dict[int, float]:

@@ -7,7 +7,7 @@ squared errors of calls that read the axis; a probe of each on the model's own o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,7 +43,7 @@ class Curve:
     losses: Tensor
     probed: int  # positions that the probe keeps
     mask: Tensor | None  # [*batch, size] of a group
-    weights: dict[str, Tensor] = field(default_factory=dict)  # refitted for the probe, by name
+    weights: MutableMapping[str, Tensor] = field(default_factory=dict)  # refitted for the probe, by name
     effect: float | None = None  # divergence of the model's output at the probe
     readers: Readers | None = None  # of a residual stream, which is probed at several sizes
 
@@ -87,6 +87,11 @@ def survey(
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
+    if analysis.program.weights.spill is not None and current_team().size > 1:
+        raise InputError(
+            "what several processes survey is handed round in memory, and the weights are to stay on disk",
+            remedy="start one process, or choose a method with one ratio for all groups: --method fasp",
+        )
     own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces, matrices)
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
@@ -112,7 +117,7 @@ class _Collector:
         self._matrices = {m.consumer.node: m for m in matrices}
         self._last: tuple[fx.Node, SecondMoment] | None = None  # of the input that several calls in a row read
         self.notes: list[str] = []
-        self._readers = {s.group.name: Readers.of(s.group) for s in subspaces if s.stream}
+        self._readers = {s.group.name: Readers.of(s.group, analysis.program.weights) for s in subspaces if s.stream}
         self._gathered = {s.group.name: Gathered() for s in subspaces}
         self._sides = {s.group.name: len(s.sides) for s in subspaces}
         self._consumers = consumers = {c.node.name: c for c in find_consumers(analysis.axes)[0]}
@@ -178,7 +183,8 @@ class _Collector:
         losses = basis.losses()
         rank = _shows(losses)
         probed = truncated(weight, basis, rank)
-        weights = matrix.consumer.stored(self.analysis.program, probed.unsqueeze(0), None)
+        weights = self.analysis.program.weights.empty()
+        weights.update(matrix.consumer.stored(self.analysis.program, probed.unsqueeze(0), None))
         return Curve(losses, rank, None, weights), None
 
     def _subspace_is_complete(self, subspace: Subspace) -> None:
@@ -218,10 +224,10 @@ class _Collector:
         problems = [problem(self.analysis, c, m, group) for c, m in own]
         smallest = max(1, group.size // _SMALLEST)
         probed = _felt(problems, group, half, smallest)
-        weights: dict[str, Tensor] = {}
+        weights = self.analysis.program.weights.empty()
         for (consumer, _), matrix in zip(own, probed.weights, strict=True):
             split = (matrix, None) if not consumer.shifted else (matrix[..., :-1], matrix[..., -1])
-            weights |= consumer.stored(self.analysis.program, *split)
+            weights.update(consumer.stored(self.analysis.program, *split))
         rest = eliminate(problems, group.shape, smallest, start=probed)
         return Curve(rest.losses, probed.count, probed.mask, weights), None
 

@@ -63,6 +63,8 @@ def _smaller(costs: dict[str, list[int]]) -> Tile:
 
 def _faster(latency: dict[str, Any]) -> Tile:
     ratio, control, times = latency["ratio"], latency["control"], latency["median_ms"]
+    if not latency["rounds"]:
+        return Tile("Speed", "not measured", "", (latency["verdict"],), "plain")
     if None in (*ratio.values(), *control.values()):
         return Tile("Speed", "not measured", "", ("the ratio of the times is not a number",), "bad")
     before, after = times[latency["baseline"]], times[latency["candidate"]]

@@ -21,7 +21,8 @@ FULL = SlimOptions(
     sizes="batch=1,sequence=64", split_fused=True, prepare=("fold-norms",),
     task="text-generation", loader_compatible=True, dtype="float32",
     onnx_dtype="float16", quantize="dynamic", max_quality_loss=0.02, min_speedup=1.2, max_bytes=30_000_000,
-    max_parity_error=1e-4, trust_pt2=True, trust_remote_code=True,
+    max_parity_error=1e-4, stream=True, offload_activations=True, device="cuda:0", trust_pt2=True,
+    trust_remote_code=True,
 )  # fmt: skip
 
 

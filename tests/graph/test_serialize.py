@@ -18,6 +18,8 @@ from fxslim.graph.capture import capture
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.serialize import GRAPH_FILE, INPUTS_FILE, WEIGHTS_FILE, is_saved_program, load, save
+from fxslim.graph.stores import FileTensor
+from tests.models.modules import MLP
 
 
 @pytest.fixture
@@ -176,3 +178,29 @@ def test_operators_of_others_with_a_rule_are_saved_and_loaded_where_it_is(
         assert torch.equal(Evaluator(load(saved)).run([x])[0], 3 * x)
     with pytest.raises(InputError, match=r"(?s)'fxslim_test.thrice.default' is not allowed.*that of a plug-in"):
         load(saved)  # an operator that happens to be there is not enough: its author has to have said so
+
+
+def test_weights_go_to_several_files_where_they_are_large(tmp_path: Path) -> None:
+    program = capture(MLP(), (torch.randn(2, 6),))
+    place = save(program, tmp_path / "p", shard=100)
+    assert not (place / WEIGHTS_FILE).exists() and len(list(place.glob("weights-*-of-*.safetensors"))) > 2
+    for stream in (False, True):
+        found = load(place, stream=stream)
+        assert found.weights.on_disk is stream and found.fingerprint() == program.fingerprint()
+        assert all(torch.equal(found.weights[n], program.weights[n]) for n in program.info)
+    index = place / f"{WEIGHTS_FILE}.index.json"
+    index.write_text(index.read_text().replace('"weights-00001', '"../weights-00001'))
+    with pytest.raises(InputError, match="files elsewhere"):
+        load(place)
+    next(place.glob("weights-00002*")).unlink()
+    index.write_text(index.read_text().replace("../", ""))
+    with pytest.raises(InputError, match=r"weights-00002.* is missing"):
+        load(place, stream=True)
+
+
+def test_a_saved_program_runs_off_its_files(tmp_path: Path) -> None:
+    x = torch.randn(2, 6)
+    program = capture(MLP(), (x,))
+    found = load(save(program, tmp_path / "p"), stream=True)
+    assert all(isinstance(found.weights.entry(n), FileTensor) for n in found.info)
+    assert torch.equal(Evaluator(found).run([x])[0], Evaluator(program).run([x])[0])

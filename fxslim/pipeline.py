@@ -144,7 +144,7 @@ def _work(
     return Findings(
         source.name, source.task, command, original, given, made.plan, proof, made, subject.calibration,
         subject.evaluation, scores, files, check, latency, shapes, run.seconds, _notes(subject), options.provider,
-        opened, variants, loaded, gates, recipe_text(options, subject.pinned), tuple(run.resumed),
+        opened, variants, loaded, gates, recipe_text(options, subject.pinned), tuple(run.resumed), dict(run.estimated),
     )  # fmt: skip
 
 

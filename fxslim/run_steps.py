@@ -43,7 +43,7 @@ class Run:
     def expect(self, name: str, seconds: float) -> None:
         """Says how long the step `name`, which has begun, will take."""
         self.estimated[name] = seconds
-        self.watcher.step(f"{name} (about {seconds:.0f} s)")
+        self.watcher.progress(f"about {seconds:.0f} s", 0, 1)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

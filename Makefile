@@ -123,9 +123,11 @@ check-report: $(VENV)/.dev build/web/.done build/reports/.done ## Pages of repor
 bench-latency: $(VENV)/.dev ## Known shapes at a share of their MACs, timed beside the original (LATENCY_ARGS)
 	$(BIN)/python -W ignore -m benchmarks.latency $(LATENCY_ARGS)
 
-bench-scale: $(VENV)/.dev ## What models larger than memory take: capture, analysis, export, check (SCALE_ARGS for the export)
+bench-scale: $(VENV)/.dev ## What models larger than memory take, and how fast (SCALE_ARGS for the export)
 	$(BIN)/python -W ignore -m benchmarks.scale capture
 	$(BIN)/python -W ignore -m benchmarks.scale export $(SCALE_ARGS)
+	$(BIN)/python -W ignore -m benchmarks.scale speed
+	$(BIN)/python -W ignore -m benchmarks.scale memory
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

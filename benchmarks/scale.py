@@ -1,6 +1,6 @@
 """What models larger than memory, and compressing them, take: a section of benchmarks/results/scale.md for each part.
 
-python -m benchmarks.scale capture|export|speed [OPTIONS] [--out FILE]
+python -m benchmarks.scale capture|export|speed|memory [OPTIONS] [--out FILE]
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import scale_capture, scale_export, scale_speed
+from benchmarks import scale_capture, scale_export, scale_memory, scale_speed
 
-PARTS = {"capture": scale_capture, "export": scale_export, "speed": scale_speed}
+PARTS = {"capture": scale_capture, "export": scale_export, "speed": scale_speed, "memory": scale_memory}
 TITLE = "# Scale\n"
 
 

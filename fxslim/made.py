@@ -25,7 +25,7 @@ from fxslim.latency_plans import Attempt, LatencyPlans, MeasuredPlan, refuse_unt
 from fxslim.operator_times import machine_of
 from fxslim.outputs import write_json_atomic, write_text_atomic
 from fxslim.passes.journal import Journal
-from fxslim.passes.methods import settings
+from fxslim.passes.methods import Settings, settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
 from fxslim.passes.team import current_team
@@ -33,6 +33,7 @@ from fxslim.run_steps import Run
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
 from fxslim.subject import Subject
+from fxslim.time_plan import plan_seconds
 
 if TYPE_CHECKING:
     from fxslim.passes.importance import Importance
@@ -70,12 +71,7 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
     """
     if options.plan is not None:
         return {}
-    calibration = subject.calibration
-    chosen = settings(
-        options.method, importance=cast("Importance | None", options.importance),
-        budget=options.budget, restore=options.restore,
-        rounds=options.rounds, data=calibration is not None, width=options.width is not None,
-    )  # fmt: skip
+    calibration, chosen = subject.calibration, _settings(options, subject)
     asked: dict[str, Any] = {
         **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
         "uncounted": options.uncounted, "inexact": options.inexact, "keep_caches": options.loader_compatible,
@@ -87,6 +83,25 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
     if options.of == "latency":
         refuse_untimed(asked)
     return asked
+
+
+def _settings(options: SlimOptions, subject: Subject) -> Settings:
+    return settings(
+        options.method, importance=cast("Importance | None", options.importance),
+        budget=options.budget, restore=options.restore,
+        rounds=options.rounds, data=subject.calibration is not None, width=options.width is not None,
+    )  # fmt: skip
+
+
+def _expect(options: SlimOptions, subject: Subject, analysis: Analysis, run: Run) -> None:
+    """Says how long the plan will take, where that is counted."""
+    if options.plan is not None or options.of == "latency" or subject.calibration is None:
+        return
+    parts = plan_seconds(
+        analysis, list(subject.calibration), _settings(options, subject), groups=options.groups, inexact=options.inexact
+    )
+    if parts:
+        run.expect("plan", sum(parts.values()))
 
 
 def plan_key(options: SlimOptions, subject: Subject) -> str:
@@ -121,6 +136,7 @@ def make_slim(options: SlimOptions, subject: Subject, analysis: Analysis, stages
         # Of several processes only one has a journal, and all must make the same calls.
         journal = Journal(stages.steps(key)) if current_team().size == 1 else None
         asked = {**asked_of(options, subject, run), "journal": journal}
+        _expect(options, subject, analysis, run)
         plan, applied, paced = _planned(options, subject, analysis, asked)
     with run.step("apply"):
         if applied is None:

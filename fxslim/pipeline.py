@@ -158,7 +158,7 @@ def _work(
         source.name, source.task, command, original, given, made.plan, proof, made, subject.calibration,
         subject.evaluation, scores, files, check, latency, shapes, run.seconds, _notes(subject, memory),
         options.provider, opened, variants, loaded, gates, recipe_text(options, subject.pinned),
-        tuple(run.resumed), memory,
+        tuple(run.resumed), memory, dict(run.estimated),
     )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ class Findings:
     recipe: str = ""  # as YAML
     resumed: tuple[str, ...] = ()  # steps whose results an earlier run had left
     memory: dict[str, int] | None = None  # of a run whose weights stayed on disk
+    estimated: Mapping[str, float] = field(default_factory=dict)  # seconds of steps that were said before
 
 
 def make_report(found: Findings) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "variants": [v.to_dict() for v in found.variants],
         "notes": [*found.notes, *map(str, plugins.active())],
         "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
+        "estimated_seconds": {name: round(value, 2) for name, value in found.estimated.items()},
         "versions": versions(),
         "plugins": plugins.facts(),
     }

@@ -253,9 +253,15 @@ def _data(data: dict[str, Any]) -> list[str]:
     return ["## Data", "", *_table(("use", "what", "sha256"), rows)] if rows else ["## Data", "", "None."]
 
 
+def _expected(seconds: float, said: float | None) -> str:
+    return "" if said is None else f" (estimated {said:.0f} s: it took {seconds / max(said, 0.01):.2f} times that)"
+
+
 def _origin(report: dict[str, Any]) -> list[str]:
     used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    times = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
+    said = report.get("estimated_seconds", {})
+    times = ", ".join(f"{name} {value:.0f} s{_expected(value, said.get(name))}"
+                      for name, value in report["seconds"].items())  # fmt: skip
     earlier = (
         [f"Taken over from a run that ended early: {', '.join(report['resumed'])}.", ""]
         if report.get("resumed")

@@ -38,6 +38,12 @@ class Run:
     watcher: Watcher
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
+    estimated: dict[str, float] = field(default_factory=dict)  # seconds that were said before
+
+    def expect(self, name: str, seconds: float) -> None:
+        """Says how long the step `name`, which has begun, will take."""
+        self.estimated[name] = seconds
+        self.watcher.progress(f"about {seconds:.0f} s", 0, 1)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

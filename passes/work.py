@@ -79,10 +79,12 @@ def count_work(
     surveyed = chosen.budget == "global" and chosen.metric is None
     if surveyed:
         found = counted.survey(cut, consumers, chosen)
-    elif chosen.budget in ("outliers", "influence", "standardised"):
-        found = {"forward": counted.forward, "moments": counted.moments(consumers)}
     if chosen.metric is not None:
         return counted.pairs(chosen)
+    # One walk more, for what is known before the restoring one: shares of the groups, and bases.
+    further = (chosen.budget in ("outliers", "influence", "standardised")) + (chosen.subspace and not surveyed)
+    if further:
+        found = {"forward": counted.forward * further, "moments": counted.moments(consumers) * further}
     restoring = chosen.restore in (None, "least-squares")
     passes = (2 if restoring else 1) * rounds
     walk = {
@@ -128,9 +130,9 @@ class _Counted:
     def pairs(self, chosen: Settings) -> dict[str, Work]:
         """Of low ranks alone."""
         consumers = [m.consumer for m in find_matrices(self.analysis)]
-        found = {"curves": _sum(_pair(*c.shape(self.analysis.program)[1:]) for c in consumers)}
-        if chosen.metric != "plain":
-            found |= {"forward": self.forward, "moments": self.moments(consumers)}
+        found = {"curves": _sum(_pair(*c.shape(self.analysis.program)[1:]) for c in consumers) * 2}
+        if chosen.metric != "plain":  # once to choose, once to apply
+            found |= {"forward": self.forward * 2, "moments": self.moments(consumers) * 2}
         return found
 
     def survey(self, cut: Sequence[Group], consumers: Sequence[Consumer], chosen: Settings) -> dict[str, Work]:

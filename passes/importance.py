@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -127,10 +128,8 @@ class Chooser:
             if score is None:
                 moment = moment.to(torch.device("cpu"))
                 own = [(c, moment if c is consumer else walk.moment(c)) for c in self._own[group.name]]
-                masks[group.name] = walk.team.solved(
-                    len(self._undecided) - len(masks),
-                    lambda g=group, c=count, o=own: choose(self.analysis, self.importance, o, g, c),
-                )
+                chosen = partial(choose, self.analysis, self.importance, own, group, count)
+                masks[group.name] = walk.team.solved(len(self._undecided) - len(masks), chosen)
             else:
                 masks[group.name] = top(score, count)
         return masks

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -74,8 +74,7 @@ class Team:
         """What `solve` returns where it is the turn of a process to run it, which goes by `number`."""
         if self.size == 1:
             return solve()
-        mine = number % self.size == self.rank
-        return self.handed(solve() if mine else None, number % self.size)  # type: ignore[arg-type]
+        return cast("T", self.handed(solve() if self.turn(number) else None, number % self.size))
 
     def gathered(self, mine: dict[str, T]) -> dict[str, T]:
         """What all processes have together, in the order of their numbers."""

@@ -61,7 +61,7 @@ class Work:
 
     def seconds(self, rates: Rates) -> float:
         """The time that it takes."""
-        return sum(getattr(self, f.name) / getattr(rates, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) / getattr(rates, f.name) for f in fields(self)))
 
 
 def count_work(

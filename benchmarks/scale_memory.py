@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale_models import LLAMA, write_llama
+from benchmarks.scale_models import LLAMA, SCRATCH, write_llama
 
 __all__ = ["add_arguments", "main"]
 
@@ -42,7 +42,8 @@ def main(options: argparse.Namespace) -> list[str]:
         SystemExit: the run failed, or was killed for its memory.
     """
     layers = options.layers or _layers(options.times * options.limit * _MIB)
-    with tempfile.TemporaryDirectory(dir=".") as name, limited(options.limit) as (join, usage, how):
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as name, limited(options.limit) as (join, usage, how):
         folder = Path(name)
         model = write_llama(folder / "model", layers)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))

@@ -47,8 +47,7 @@ def test_what_is_counted_is_what_a_run_holds() -> None:
 
 
 def test_attention_is_counted_with_its_views() -> None:
-    model = Attention(16, 4)
-    counted, found = held(model, torch.randn(2, 6, 16), 3)
+    counted, found = held(Attention(), torch.randn(2, 6, 8), 3)
     assert all(a >= b for a, b in zip(counted, found, strict=True)) and max(counted) <= 1.5 * max(found)
 
 

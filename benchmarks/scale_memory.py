@@ -110,4 +110,15 @@ def limited(mib: int) -> Iterator[tuple[Callable[[], Any], Callable[[], str], st
             "a memory cgroup",
         )
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Removes a cgroup, whose last process may still be going."""
+    for _ in range(50):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return

@@ -13,13 +13,16 @@ from torch import Tensor
 from fxslim.graph.shards import index_of
 from fxslim.graph.stores import WeightStore, write_safetensors
 
-__all__ = ["LLAMA", "OPT_125M", "text_batches", "write_llama", "write_opt"]
+__all__ = ["LLAMA", "OPT_125M", "SCRATCH", "text_batches", "write_llama", "write_opt"]
 
 OPT_125M: Mapping[str, int] = {"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 LLAMA: Mapping[str, int] = {
     "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4,
     "vocab_size": 8192, "max_position_embeddings": 512,
 }  # fmt: skip
+SCRATCH = Path("build")
+"""Where models are written: on a disk, not in a temporary folder that may be in memory."""
+
 _SPREAD = 0.02  # of random weights
 
 
@@ -34,11 +37,11 @@ def write_opt(place: Path, layers: int | None = None, shard: str = "100MB") -> P
     return place
 
 
-def write_llama(place: Path, layers: int, dtype: torch.dtype = torch.float32) -> Path:
+def write_llama(place: Path, layers: int, dtype: torch.dtype = torch.float32, shape: Mapping[str, int] = LLAMA) -> Path:
     """A LLaMA-shaped model, one shard for each layer: written layer by layer, so that it may be larger than memory."""
     import transformers
 
-    config = transformers.LlamaConfig(**LLAMA, num_hidden_layers=layers, tie_word_embeddings=False, dtype=dtype)
+    config = transformers.LlamaConfig(**shape, num_hidden_layers=layers, tie_word_embeddings=False, dtype=dtype)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(place)
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.scale_models import text_batches, write_opt
+from benchmarks.scale_models import SCRATCH, text_batches, write_opt
 from fxslim.api import compress
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.evaluate import Evaluator
@@ -69,7 +69,8 @@ def main(options: argparse.Namespace) -> list[str]:
         "| method | seconds | floor, data run once | ratio | floor, run twice | ratio | forward | moments | solves |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         source = open_model(str(write_opt(Path(folder) / "opt", options.layers)), **_streamed(options))
         analysis = prepared(source.program)
         vocabulary = source.program.info["model.decoder.embed_tokens.weight"].shape[0]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from fxslim.data import Batches
 from fxslim.export.peak import own_bytes
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.memory import Peak, proof_memory, slice_memory, walk_memory
-from fxslim.passes.methods import Settings
+from fxslim.passes.methods import Settings, settings
+from fxslim.slim_options import SlimOptions
 
-__all__ = ["SLACK", "MemoryPlan", "plan_memory"]
+if TYPE_CHECKING:
+    from fxslim.passes.importance import Importance
+
+__all__ = ["SLACK", "MemoryPlan", "plan_memory", "predicted_bytes"]
 
 SLACK = 64 << 20
 """Bytes that the interpreter, libraries and small values need besides what is counted."""
@@ -70,3 +75,16 @@ def plan_memory(
             analysis, batches, consumers=own, passes=2 if both else 1, eliminates=second
         )  # fmt: skip
     return MemoryPlan(own_bytes(), steps)
+
+
+def predicted_bytes(options: SlimOptions, analysis: Analysis, calibration: Batches | None) -> int | None:
+    """The peak of the process up to the proof of what the options ask for; None where the system does not tell what a
+    process has."""
+    if importlib.util.find_spec("resource") is None:
+        return None
+    chosen = settings(
+        options.method, importance=cast("Importance | None", options.importance), budget=options.budget,
+        restore=options.restore, rounds=options.rounds, data=calibration is not None, width=options.width is not None,
+    )  # fmt: skip
+    batches = None if calibration is None else calibration.inputs
+    return plan_memory(analysis, batches, chosen, groups=options.groups, inexact=options.inexact).bytes

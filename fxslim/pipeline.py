@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fxslim.api import for_plan, prove
 from fxslim.export import LatencyReport, check_onnx, export_onnx, measure_latency
+from fxslim.export.peak import own_peak_bytes
 from fxslim.gates import Measured, judge, refuse_unmeasured
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import InputError
@@ -17,6 +19,7 @@ from fxslim.identity import drift
 from fxslim.loader_check import LoaderCheck, check_loader, loader_of
 from fxslim.loaders import require_optimum
 from fxslim.made import Made, asked_of, help_make, make_slim
+from fxslim.memory_plan import predicted_bytes
 from fxslim.opening import SLIM
 from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
 from fxslim.page import render_page
@@ -117,17 +120,22 @@ def _work(
 ) -> Findings:  # fmt: skip
     source, original = subject.source, subject.original
     analysis, loader = refuse_unusable(subject, options, run)
-    with run.step("export"):
-        before = subject.onnx(options.opset)
+    if not options.stream:  # else later: until the proof is done memory is that of calibration alone
+        with run.step("export"):
+            subject.onnx(options.opset)
+    predicted = predicted_bytes(options, analysis, subject.calibration) if options.stream else None
     made = make_slim(options, subject, analysis, stages, run)
     given = for_plan(analysis, made.plan)
     with run.step("prove"):
         proof = prove(made.analysis, made.plan)
+    calibrated = own_peak_bytes() if predicted is not None else 0
     with run.step("evaluate"):
         subject.score = subject.score or subject.score_of(original)
         after = subject.score_of(made.program)
         scores = None if subject.score is None or after is None else (subject.score, after)
     path = directory / "model.onnx"
+    with run.step("export"):
+        before = subject.onnx(options.opset)
     with run.step("export slim"):
         files = before, export_onnx(made.program, path, opset=options.opset)
     with run.step("check"):
@@ -139,12 +147,18 @@ def _work(
     with run.step("latency"):
         latency, shapes = _latency(options, subject, made, before.path, path)
     variants = _variants(options, subject, made, directory, run)
+    memory = None
+    if predicted is not None:
+        memory = {
+            "predicted_bytes": predicted, "calibrated_bytes": calibrated, "peak_bytes": own_peak_bytes()
+        }  # fmt: skip
     gates = judge(options, Measured(scores, latency, files[1], check, variants))
     opened = {"asked": options.model, "form": options.task, "dtype": options.dtype}
     return Findings(
         source.name, source.task, command, original, given, made.plan, proof, made, subject.calibration,
-        subject.evaluation, scores, files, check, latency, shapes, run.seconds, _notes(subject), options.provider,
-        opened, variants, loaded, gates, recipe_text(options, subject.pinned), tuple(run.resumed), dict(run.estimated),
+        subject.evaluation, scores, files, check, latency, shapes, run.seconds, _notes(subject, memory),
+        options.provider, opened, variants, loaded, gates, recipe_text(options, subject.pinned),
+        tuple(run.resumed), memory, dict(run.estimated),
     )  # fmt: skip
 
 
@@ -204,10 +218,16 @@ def _variants(
     return tuple(variants)
 
 
-def _notes(subject: Subject) -> tuple[str, ...]:
-    """What the user should know of the model, and of a recipe that was made with other versions."""
+def _notes(subject: Subject, memory: Mapping[str, int] | None) -> tuple[str, ...]:
+    """What the user should know of the model, of a recipe that was made with other versions, and of how it was run."""
     others = others_at_work()
     beside = [f"timed while {others} other processes made other targets: `fxslim bench` times again"] if others else []
+    if memory is not None:
+        predicted, calibrated, peak = (f"{size / 2**20:,.0f} MiB" for size in memory.values())
+        beside.append(
+            f"the weights stayed on disk: until the proof the process had at most {calibrated} of memory, "
+            f"{predicted} were predicted; with export and check at most {peak}"
+        )
     return (*subject.source.notes, *beside, *(f"the recipe was {line}" for line in drift(subject.wanted.versions)))
 
 

@@ -60,6 +60,7 @@ class Findings:
     gates: tuple[Gate, ...] = ()
     recipe: str = ""  # as YAML
     resumed: tuple[str, ...] = ()  # steps whose results an earlier run had left
+    memory: dict[str, int] | None = None  # of a run whose weights stayed on disk
     estimated: Mapping[str, float] = field(default_factory=dict)  # seconds of steps that were said before
 
 
@@ -75,6 +76,7 @@ def make_report(found: Findings) -> dict[str, Any]:
         "command": found.command,
         "recipe": found.recipe,
         "resumed": list(found.resumed),
+        "memory": found.memory,
         "gates": [gate.to_dict() for gate in found.gates],
         "costs": _costs(found),
         "quality": _quality(found),

@@ -128,8 +128,8 @@ class Chooser:
             if score is None:
                 moment = moment.to(torch.device("cpu"))
                 own = [(c, moment if c is consumer else walk.moment(c)) for c in self._own[group.name]]
-                chosen = partial(choose, self.analysis, self.importance, own, group, count)
-                masks[group.name] = walk.team.solved(len(self._undecided) - len(masks), chosen)
+                solve = partial(choose, self.analysis, self.importance, own, group, count)
+                masks[group.name] = walk.team.solved(len(self._undecided) - len(masks), solve)
             else:
                 masks[group.name] = top(score, count)
         return masks

@@ -65,6 +65,7 @@ def test_a_report_that_is_made_for_tests_is_as_real_ones(real: dict[str, Any]) -
         "variants": [reports.variant()],
         "recipe": "keep: 0.5",
         "resumed": [],
+        "memory": None,
         "estimated_seconds": {},
         "gates": [],
         "plugins": [],

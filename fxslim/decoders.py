@@ -178,7 +178,7 @@ def _drawn_layers(model: nn.Module, given: Mapping[str, Tensor]) -> list[_Layer]
         return torch.randn(kept.shape, generator=generator).to(kept.dtype) if whole else kept
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         state = {n: torch.empty(t.shape, dtype=t.dtype) for n, t in tensors.items() if isinstance(t, Placeholder)}
         _, layers = _call(model, given, [], state)
     return [_Layer(drawn(getattr(x, "keys", None)), drawn(getattr(x, "values", None))) for x in layers]

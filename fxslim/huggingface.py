@@ -17,7 +17,7 @@ from torch import nn
 from fxslim.decoders import CachedDecoder, decoder_inputs
 from fxslim.graph.errors import InputError
 from fxslim.graph.placeholder import Placeholder
-from fxslim.graph.stores import FileTensor
+from fxslim.graph.stores import FileTensor, read_header
 from fxslim.lazy_model import absent_weights, stored_dtype, stored_weights
 from fxslim.sources import Source, Task
 
@@ -66,7 +66,7 @@ def load_pretrained(
     directory = _directory(model)
     config = _read_config(directory, trust_remote_code)
     if not stream or not _is_bare(directory):
-        _check_weights(directory)
+        _check_weights(directory, stream)
     with _quiet(transformers):
         module, notes = _load(transformers, directory, config, trust_remote_code, dtype, stream)
         tokenizer = _tokenizer(transformers, directory, trust_remote_code)
@@ -161,8 +161,8 @@ def _float_type(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _check_weights(directory: Path) -> None:
-    """Every weight file is there, and its header and length are whole."""
+def _check_weights(directory: Path, stream: bool) -> None:
+    """Every weight file is there, and its header and length are whole. For `stream` no file is mapped into memory."""
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if single.is_file():
@@ -184,12 +184,15 @@ def _check_weights(directory: Path) -> None:
             else "give the directory that holds the weights",
         )
     for name in names:
-        _check_file(directory / name)
+        _check_file(directory / name, stream)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, stream: bool) -> None:
     if not path.is_file():
         raise InputError("a file of weights that the index names is missing", at=str(path), remedy="download it again")
+    if stream:
+        read_header(path)
+        return
     try:
         with safe_open(path, framework="pt") as file:
             file.keys()

@@ -19,8 +19,9 @@ from fxslim.graph.constants import fold_items
 from fxslim.graph.dims import dim_named
 from fxslim.graph.errors import CaptureError
 from fxslim.graph.normalize import normalize
-from fxslim.graph.placeholder import entry_of
+from fxslim.graph.placeholder import entry_of, has_placeholders
 from fxslim.graph.program import DynamicShapes, Program, Weight, WeightStore
+from fxslim.graph.repeat import Repeats, find_repeats, grown, run_alike, shortened
 from fxslim.graph.stores import FileTensor
 
 __all__ = ["canonical_names", "capture", "capture_exported", "export_strategies"]
@@ -51,12 +52,32 @@ def capture(
     """
     given, named = pytree.tree_map_only(torch.Tensor, _plain, (tuple(args), dict(kwargs or {})))
     with _evaluation_mode(model):
-        exported = export_strategies(model, given, named, dynamic_shapes)
-    shapes = _by_position(model, given, dynamic_shapes)
-    program = capture_exported(exported, canonical_names(model), _names_of_dims(exported, given, named, shapes))
+        repeats = find_repeats(model) if has_placeholders(model) and caches is None else None
+        program = None if repeats is None else _from_a_few(model, repeats, given, named, dynamic_shapes)
+        program = program or _captured(model, given, named, dynamic_shapes)
     program.caches = None if caches is None else _checked_caches(program, caches)
     program.names = _checked_names(program, names or {})
     return program
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Program:
+    exported = export_strategies(model, args, kwargs, dynamic_shapes)
+    shapes = _by_position(model, args, dynamic_shapes)
+    return capture_exported(exported, canonical_names(model), _names_of_dims(exported, args, kwargs, shapes))
+
+
+def _from_a_few(
+    model: nn.Module, repeats: Repeats, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> Program | None:
+    """The Program of a deep model from the capture of a few of its layers; None where it is not sure to be the same."""
+    if not run_alike(model, repeats, args, kwargs):
+        return None
+    try:
+        with shortened(repeats):
+            program = _captured(model, args, kwargs, dynamic_shapes)
+    except CaptureError:  # whatever it is, the whole model has the better message
+        return None
+    return program if grown(program, model, repeats) else None
 
 
 def _by_position(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> Any:

@@ -1,0 +1,91 @@
+"""A measurement in a process of its own: its seconds by phase, the memory it took, and rows of a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    "part", "model", "what", "seconds", "peak_anon_mib", "peak_rss_mib", "limit_mib", "weights_mib", "nodes", "groups",
+    "note",
+)  # fmt: skip
+_EVERY = 0.01  # seconds between looks at the memory
+
+
+class Phases:
+    """Seconds of what is done one after the other, and the most memory so far. Prints one line of JSON each."""
+
+    def __init__(self) -> None:
+        self._peak = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self._peak = max(self._peak, anonymous())
+            time.sleep(_EVERY)
+
+    @contextmanager
+    def phase(self, what: str, **more: Any) -> Iterator[dict[str, Any]]:
+        """One phase; what is put into the dictionary is printed with it."""
+        facts: dict[str, Any] = dict(more)
+        self._peak, start = anonymous(), time.perf_counter()
+        yield facts
+        seconds = time.perf_counter() - start
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(
+            json.dumps({
+                "what": what, "seconds": round(seconds, 2), "peak_anon_mib": max(self._peak, anonymous()) >> 20,
+                "peak_rss_mib": highest >> 10, **facts,
+            }), flush=True,
+        )  # fmt: skip
+
+
+def anonymous() -> int:
+    """Bytes of this process that are in memory and belong to no file."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
+
+
+def measured(module: str, arguments: Sequence[str], limit_mib: int | None = None) -> list[dict[str, Any]]:
+    """What `python -m module arguments` printed as phases, run with a limit to its memory. One thread.
+
+    Raises:
+        SystemExit: it failed; its errors are on standard error.
+    """
+
+    def limited() -> None:
+        if limit_mib is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit_mib << 20, limit_mib << 20))
+
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    # One arena for all threads: the memory that glibc reserves for each further one counts as taken.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=limited, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def record(out: Path, part: str, model: str, rows: Sequence[dict[str, Any]], **common: Any) -> None:
+    """Writes rows to the table, in place of earlier ones of the same part and model, and prints them."""
+    kept: list[dict[str, Any]] = []
+    if out.is_file():
+        with out.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if (row["part"], row["model"]) != (part, model)]
+    new = [{"part": part, "model": model, **common, **row} for row in rows]
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *new])
+    for row in new:
+        print("  ".join(f"{key}={row[key]}" for key in COLUMNS if row.get(key) not in (None, "")))

@@ -77,7 +77,7 @@ def _from_a_few(
             program = _captured(model, args, kwargs, dynamic_shapes)
     except CaptureError:  # whatever it is, the whole model has the better message
         return None
-    return program if grown(program, model, repeats) else None
+    return program if grown(program, model, repeats, canonical_names(model)) else None
 
 
 def _by_position(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> Any:

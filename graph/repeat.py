@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,9 +101,11 @@ def shortened(repeats: Repeats) -> Iterator[None]:
         repeats.modules.extend(repeats.layers[repeats.last + 1 :])
 
 
-def grown(program: Program, model: nn.Module, repeats: Repeats) -> bool:
+def grown(program: Program, model: nn.Module, repeats: Repeats, canonical: Mapping[str, str]) -> bool:
     """Copies the layers that were not captured into a program of the shortened model, in place. False, and all as it
-    was, where the captured ones differ or are tied to each other by more than what one hands to the next."""
+    was, where the captured ones differ or are tied to each other by more than what one hands to the next.
+
+    `canonical` maps every weight name of the whole model to the name its tensor goes by."""
     segments = _segments(program, repeats)
     if segments is None:
         return False
@@ -110,7 +113,7 @@ def grown(program: Program, model: nn.Module, repeats: Repeats) -> bool:
     links = [_links(before, segment, repeats, first) for before, segment in itertools.pairwise(others)]
     if any(link is None for link in links) or links[0] != links[1] or not _ends_well(program, segments):
         return False
-    return _copy(program, model, repeats, segments[-2], segments[-1])
+    return _copy(program, model, repeats, canonical, segments[-2], segments[-1])
 
 
 def _segments(program: Program, repeats: Repeats) -> list[list[fx.Node]] | None:
@@ -200,14 +203,16 @@ def _ends_well(program: Program, segments: Sequence[Sequence[fx.Node]]) -> bool:
 
 
 def _copy(
-    program: Program, model: nn.Module, repeats: Repeats, before: Sequence[fx.Node], template: Sequence[fx.Node]
-) -> bool:
+    program: Program, model: nn.Module, repeats: Repeats, canonical: Mapping[str, str], before: Sequence[fx.Node],
+    template: Sequence[fx.Node],
+) -> bool:  # fmt: skip
     names = [name for name in program.weight_nodes() if _inside(name, repeats, repeats.last) is not None]
     numbers = range(repeats.last + 1, len(repeats.layers))
     wanted = {(n, i): f"{repeats.name}.{i}.{_inside(n, repeats, repeats.last)}" for i in numbers for n in names}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if any(program.info[name].aliases for name in names) or not set(wanted.values()) <= tensors.keys():
-        return False
+    shared = any(n.startswith(f"{repeats.name}.") and n != first for n, first in canonical.items())
+    if shared or not set(wanted.values()) <= tensors.keys():
+        return False  # the exporter puts a weight that layers share where it likes
     weights = _copy_weights(program.graph, repeats, names, wanted)
     previous, end = list(template), template[-1]
     for i in numbers:
@@ -222,7 +227,7 @@ def _copy(
             end.meta = _renumbered(node.meta, repeats, i)
             previous.append(end)
     _read_the_last(dict(zip(template, previous, strict=True)), repeats)
-    _add_weights(program, tensors, wanted)
+    _add_weights(program, tensors, wanted, canonical)
     return True
 
 
@@ -269,12 +274,18 @@ def _renumbered(meta: Mapping[str, Any], repeats: Repeats, number: int) -> dict[
     return {**meta, "nn_module_stack": renumbered} if stack else dict(meta)
 
 
-def _add_weights(program: Program, tensors: Mapping[str, Tensor], wanted: Mapping[tuple[str, int], str]) -> None:
+def _add_weights(
+    program: Program, tensors: Mapping[str, Tensor], wanted: Mapping[tuple[str, int], str], canonical: Mapping[str, str]
+) -> None:
     found = dict(program.info)
     for (name, _), new in wanted.items():
         found[new] = replace(found[name], name=new)
         program.weights.link(new, entry_of(tensors[new]))
-    program.info = {name: found[name] for name in program.weight_nodes()}
+    aliases: dict[str, list[str]] = defaultdict(list)
+    for alias, name in canonical.items():
+        if alias != name:
+            aliases[name].append(alias)
+    program.info = {n: replace(found[n], aliases=tuple(aliases[n])) for n in program.weight_nodes()}
 
 
 def run_alike(model: nn.Module, repeats: Repeats, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

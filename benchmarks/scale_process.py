@@ -23,15 +23,19 @@ _EVERY = 0.01  # seconds between looks at the memory
 
 
 class Phases:
-    """Seconds of what is done one after the other, and the most memory so far. Prints one line of JSON each."""
+    """Seconds of what is done one after the other, and the most memory so far. Prints one line of JSON each. With a
+    limit (MiB) the process ends as soon as it holds more that belongs to no file."""
 
-    def __init__(self) -> None:
-        self._peak = 0
+    def __init__(self, limit_mib: int | None = None) -> None:
+        self._peak, self._limit = 0, limit_mib
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
             self._peak = max(self._peak, anonymous())
+            if self._limit is not None and self._peak > self._limit << 20:
+                print(f"{self._peak >> 20} MiB of memory, {self._limit} are allowed", file=sys.stderr, flush=True)
+                os._exit(1)
             time.sleep(_EVERY)
 
     @contextmanager
@@ -56,6 +60,15 @@ def anonymous() -> int:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
 
 
+def allow_mapping(size: int) -> None:
+    """Raises this process's own limit by the size of a file that a library is about to map as private and writable:
+    RLIMIT_DATA counts such a mapping, though it takes no memory of its own until it is written to. `Phases` goes on
+    watching what does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft + size, hard))
+
+
 def measured(module: str, arguments: Sequence[str], limit_mib: int | None = None) -> list[dict[str, Any]]:
     """What `python -m module arguments` printed as phases, run with a limit to its memory. One thread.
 
@@ -65,7 +78,7 @@ def measured(module: str, arguments: Sequence[str], limit_mib: int | None = None
 
     def limited() -> None:
         if limit_mib is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit_mib << 20, limit_mib << 20))
+            resource.setrlimit(resource.RLIMIT_DATA, (limit_mib << 20, resource.RLIM_INFINITY))
 
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     # One arena for all threads: the memory that glibc reserves for each further one counts as taken.

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 
 from fxslim.export.interface import tensor_outputs
+from fxslim.export.together import Answer, run_together
 from fxslim.graph.caches import refitted_caches
 from fxslim.graph.errors import InputError
+from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 
 __all__ = ["Quality", "measure_quality"]
@@ -38,7 +41,8 @@ def measure_quality(
     """The distance between the outputs of both programs in PyTorch. Empty without an original or without runs."""
     if original is None or not batches:
         return []
-    runs = [(_run(original, before), _run(slim, batch)) for batch, before in _for_both(original, batches)]
+    pairs = _for_both(original, batches)
+    runs = list(zip(_runs(original, [b for _, b in pairs]), _runs(slim, [b for b, _ in pairs]), strict=True))
     return [_quality(name, runs) for name in tensor_outputs(slim)]
 
 
@@ -54,14 +58,28 @@ def _for_both(
     return found or [(batch, batch) for batch in batches]
 
 
-def _run(program: Program, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor] | str:
-    """The outputs by name, or the reason why there are none."""
+def _runs(program: Program, batches: Sequence[Sequence[torch.Tensor]]) -> list[dict[str, torch.Tensor] | str]:
+    """The outputs by name for each batch, or the reason why there are none."""
+    if program.weights.on_disk:
+        (answers,) = run_together([Evaluator(program)], batches)
+    else:
+        module = program.flat_module().eval()
+        answers = [_run(module, batch) for batch in batches]
+    return [_by_name(program, answer) for answer in answers]
+
+
+def _run(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Answer:
     try:
         with torch.no_grad():
-            outputs = program.flat_module().eval()(*inputs)
+            return list(module(*inputs))
     except Exception as error:  # an input that changed its size with the pruning does not fit the original
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    named = zip(program.output_names, outputs, strict=True)
+        return error
+
+
+def _by_name(program: Program, answer: Answer) -> dict[str, torch.Tensor] | str:
+    if isinstance(answer, Exception):
+        return f"{type(answer).__name__}: {' '.join(str(answer).split())[:200]}"
+    named = zip(program.output_names, answer, strict=True)
     return {name: value for name, value in named if isinstance(value, torch.Tensor)}
 
 

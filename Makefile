@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check docs format demo models zoo bench-quality bench-ablation bench-latency check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
+.PHONY: help install test test-slow check docs format demo models zoo bench-quality bench-ablation bench-latency bench-scale check-report bench-runtimes bench-loaders fuzz kill bad-input wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -122,6 +122,10 @@ check-report: $(VENV)/.dev build/web/.done build/reports/.done ## Pages of repor
 
 bench-latency: $(VENV)/.dev ## Known shapes at a share of their MACs, timed beside the original (LATENCY_ARGS)
 	$(BIN)/python -W ignore -m benchmarks.latency $(LATENCY_ARGS)
+
+bench-scale: $(VENV)/.dev ## What models larger than memory take: capture, analysis, export, check (SCALE_ARGS for the export)
+	$(BIN)/python -W ignore -m benchmarks.scale capture
+	$(BIN)/python -W ignore -m benchmarks.scale export $(SCALE_ARGS)
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

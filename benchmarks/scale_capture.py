@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale_process import Phases, measured, record
+from benchmarks.scale_process import Phases, measured, table
 
 SHAPES: dict[str, dict[str, Any]] = {
     "LLaMA-70B": {
@@ -25,23 +25,28 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def add_to(commands: Any) -> argparse.ArgumentParser:
-    """The sub-command of this part."""
-    parser: argparse.ArgumentParser = commands.add_parser("capture", help=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m benchmarks.scale capture` is asked."""
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--layers", type=int, help="instead of all")
-    parser.set_defaults(run=run)
-    return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measures every shape in a process of its own."""
+def main(options: argparse.Namespace) -> list[str]:
+    """A table for every shape, measured in a process of its own, as lines of Markdown."""
+    lines = []
     for name in options.models:
         shape = {**SHAPES[name], **({"num_hidden_layers": options.layers} if options.layers else {})}
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(shape), encoding="utf-8")
             rows = measured("benchmarks.scale_capture", [folder])
-        record(options.out, "capture", f"{name}, {shape['num_hidden_layers']} layers", rows)
+        seconds = sum(row["seconds"] for row in rows)
+        lines += [
+            f"{name}, {shape['num_hidden_layers']} layers, one thread: {seconds:.0f} s together",
+            "",
+            *table(rows),
+            "",
+        ]
+    return lines
 
 
 def measure(folder: str) -> None:
@@ -58,7 +63,8 @@ def measure(folder: str) -> None:
     with phases.phase("capture") as facts:
         program = source.program
         facts["nodes"] = len(program.graph.nodes)
-        facts["weights_mib"] = sum(w.numel * w.dtype.itemsize for w in program.info.values()) >> 20
+        size = sum(w.numel * w.dtype.itemsize for w in program.info.values())
+        facts["note"] = f"{size / 2**30:.0f} GiB of weights that are not there"
     with phases.phase("analyze") as facts:
         analysis = prepared(program)
         facts["groups"] = len(analysis.groups)

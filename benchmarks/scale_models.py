@@ -34,11 +34,11 @@ def write_opt(place: Path, layers: int | None = None, shard: str = "100MB") -> P
     return place
 
 
-def write_llama(place: Path, layers: int, dtype: torch.dtype = torch.float32) -> Path:
+def write_llama(place: Path, layers: int, dtype: torch.dtype = torch.float32, shape: Mapping[str, int] = LLAMA) -> Path:
     """A LLaMA-shaped model, one shard for each layer: written layer by layer, so that it may be larger than memory."""
     import transformers
 
-    config = transformers.LlamaConfig(**LLAMA, num_hidden_layers=layers, tie_word_embeddings=False, dtype=dtype)
+    config = transformers.LlamaConfig(**shape, num_hidden_layers=layers, tie_word_embeddings=False, dtype=dtype)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(place)
     with torch.device("meta"):

@@ -1,8 +1,7 @@
-"""A measurement in a process of its own: its seconds by phase, the memory it took, and rows of a table."""
+"""A measurement in a process of its own: its seconds by phase, and the most memory up to then."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import resource
@@ -12,13 +11,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-COLUMNS = (
-    "part", "model", "what", "seconds", "peak_anon_mib", "peak_rss_mib", "limit_mib", "weights_mib", "nodes", "groups",
-    "note",
-)  # fmt: skip
+COLUMNS = ("what", "seconds", "own memory, MiB", "with files, MiB", "nodes", "groups", "note")
 _EVERY = 0.01  # seconds between looks at the memory
 
 
@@ -48,8 +43,8 @@ class Phases:
         highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(
             json.dumps({
-                "what": what, "seconds": round(seconds, 2), "peak_anon_mib": max(self._peak, anonymous()) >> 20,
-                "peak_rss_mib": highest >> 10, **facts,
+                "what": what, "seconds": round(seconds, 1), "own memory, MiB": max(self._peak, anonymous()) >> 20,
+                "with files, MiB": highest >> 10, **facts,
             }), flush=True,
         )  # fmt: skip
 
@@ -89,16 +84,8 @@ def measured(module: str, arguments: Sequence[str], limit_mib: int | None = None
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def record(out: Path, part: str, model: str, rows: Sequence[dict[str, Any]], **common: Any) -> None:
-    """Writes rows to the table, in place of earlier ones of the same part and model, and prints them."""
-    kept: list[dict[str, Any]] = []
-    if out.is_file():
-        with out.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if (row["part"], row["model"]) != (part, model)]
-    new = [{"part": part, "model": model, **common, **row} for row in rows]
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *new])
-    for row in new:
-        print("  ".join(f"{key}={row[key]}" for key in COLUMNS if row.get(key) not in (None, "")))
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows as a table in Markdown; columns that no row has anything for are left out."""
+    columns = [column for column in COLUMNS if any(column in row for row in rows)]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return [*lines, *(f"| {' | '.join(str(row.get(column, '')) for column in columns)} |" for row in rows)]

@@ -6,7 +6,6 @@ buffers that are in no file (rotary tables, position ids) are computed as always
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,23 @@ import torch
 
 from fxslim.graph.errors import InputError
 from fxslim.graph.placeholder import AbsentTensor
+from fxslim.graph.shards import read_shards
 from fxslim.graph.stores import FileTensor, read_header
 
 __all__ = ["absent_weights", "stored_dtype", "stored_weights"]
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 def stored_weights(directory: Path) -> dict[str, FileTensor]:
     """The tensors in the files of safetensors of a directory by the names that they have there, none of them read.
-    Empty where there is no such file.
 
     Raises:
-        InputError: a file is missing or damaged, or a tensor is not where the index says.
+        FileNotFoundError: a file is missing.
+        InputError: a file is damaged, or a tensor is not where the index says.
     """
-    if (directory / SINGLE).is_file():
-        return read_header(directory / SINGLE)
-    index = directory / INDEX
-    if not index.is_file():
-        return {}
-    places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    shards = {name: read_header(directory / name) for name in sorted(set(places.values()))}
-    for tensor, shard in places.items():
-        if tensor not in shards[shard]:
-            raise InputError(
-                f"the index says that {tensor!r} is in {shard}, and it is not there", at=str(index),
-                remedy="download or save the model again",
-            )  # fmt: skip
-    return {tensor: shards[shard][tensor] for tensor, shard in places.items()}
+    single = directory / SINGLE
+    return read_header(single) if single.is_file() else read_shards(single)  # in the order in which transformers looks
 
 
 def stored_dtype(weights: Mapping[str, FileTensor], at: Path) -> torch.dtype:

@@ -39,9 +39,10 @@ def main(options: argparse.Namespace) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(shape), encoding="utf-8")
             rows = measured("benchmarks.scale_capture", [folder])
-        seconds = sum(row["seconds"] for row in rows)
+        seconds, busy = (sum(row[column] for row in rows) for column in ("seconds", "CPU seconds"))
+        depth = shape["num_hidden_layers"]
         lines += [
-            f"{name}, {shape['num_hidden_layers']} layers, one thread: {seconds:.0f} s together",
+            f"{name}, {depth} layers, one thread: {seconds:.0f} s together, {busy:.0f} s of them computing",
             "",
             *table(rows),
             "",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-COLUMNS = ("what", "seconds", "own memory, MiB", "with files, MiB", "nodes", "groups", "note")
+COLUMNS = ("what", "seconds", "CPU seconds", "own memory, MiB", "with files, MiB", "nodes", "groups", "note")
 _EVERY = 0.01  # seconds between looks at the memory
 
 
@@ -37,14 +37,14 @@ class Phases:
     def phase(self, what: str, **more: Any) -> Iterator[dict[str, Any]]:
         """One phase; what is put into the dictionary is printed with it."""
         facts: dict[str, Any] = dict(more)
-        self._peak, start = anonymous(), time.perf_counter()
+        self._peak, start, busy = anonymous(), time.perf_counter(), time.process_time()
         yield facts
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
         highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(
             json.dumps({
-                "what": what, "seconds": round(seconds, 1), "own memory, MiB": max(self._peak, anonymous()) >> 20,
-                "with files, MiB": highest >> 10, **facts,
+                "what": what, "seconds": round(seconds, 1), "CPU seconds": round(busy, 1),
+                "own memory, MiB": max(self._peak, anonymous()) >> 20, "with files, MiB": highest >> 10, **facts,
             }), flush=True,
         )  # fmt: skip
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from benchmarks.scale_models import LLAMA, write_llama
 from benchmarks.scale_process import Phases, allow_mapping, measured, table
 
-
 STEPS = ("export", "check")  # a process each
 
 

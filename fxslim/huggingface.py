@@ -76,7 +76,9 @@ def load_pretrained(
     )  # fmt: skip
     if task is not None:
         return _with_caches(known, module, str(directory))
-    kwargs, dynamic_shapes = _example_inputs(module, str(directory), _float_type(module))
+    kwargs, dynamic_shapes = _example_inputs(
+        module, str(directory), dtype or (_float_type(module) if stream else torch.float32)
+    )
     return replace(known, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
 
 

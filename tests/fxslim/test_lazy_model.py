@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -77,7 +78,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Path, int]]:
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+CAPTURED = [
+    name if name != "mixtral" else pytest.param(name, marks=pytest.mark.skipif(
+        importlib.metadata.version("transformers") < "5", reason="the experts of transformers 4 depend on data"
+    ))
+    for name in MODELS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURED)
 def test_the_program_is_the_one_of_loaded_weights(
     name: str, places: Callable[[str], Path], streamed: Callable[[str], Source]
 ) -> None:
@@ -92,11 +101,12 @@ def test_the_program_is_the_one_of_loaded_weights(
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CAPTURED)
 def test_every_weight_stays_on_disk_and_buffers_are_computed(name: str, streamed: Callable[[str], Source]) -> None:
     program = streamed(name).program
     for weight in program.info.values():
-        assert isinstance(program.weights.entry(weight.name), FileTensor) == weight.persistent, weight.name
+        on_disk = isinstance(program.weights.entry(weight.name), FileTensor)
+        assert on_disk if weight.trainable else weight.persistent or not on_disk, weight.name
 
 
 def test_nothing_is_read_for_an_analysis(places: Callable[[str], Path], reads: Counter[Any]) -> None:
@@ -110,9 +120,11 @@ def test_tied_weights_are_one(streamed: Callable[[str], Source]) -> None:
     assert "lm_head.weight" in info["model.embed_tokens.weight"].aliases
 
 
+@pytest.mark.skipif(importlib.metadata.version("transformers") < "5", reason="transformers 4 merges no experts")
 def test_experts_are_composed_where_the_library_merges_them(streamed: Callable[[str], Source]) -> None:
     weights = streamed("mixtral").program.weights
     composed = [name for name in weights if isinstance(weights.entry(name), ComposedTensor)]
+    assert len(composed) == 4  # two of each layer
     for name in composed:
         entry = weights.entry(name)
         assert isinstance(entry, ComposedTensor)
@@ -157,7 +169,7 @@ def _edit(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None
     ("change", "said"),
     [
         (lambda t: t.pop("model.norm.weight"), "1 weights are missing from the file: model.norm.weight"),
-        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"have another shape: model.norm.weight \(.*3"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), "have another shape: model.norm.weight"),
         (lambda t: t.update({"model.norm.weight": torch.ones(16).double()}), "stored in float32, float64"),
     ],
 )
@@ -189,15 +201,15 @@ def test_weights_that_are_not_finite_are_found_one_by_one(tmp_path: Path) -> Non
 
 
 def test_a_configuration_alone_is_good_for_an_analysis(places: Callable[[str], Path], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text((places("mixtral") / "config.json").read_text())
+    (tmp_path / "config.json").write_text((places("tied") / "config.json").read_text())
     source = load_model(str(tmp_path), stream=True)
-    known = load_model(str(places("mixtral")), stream=True)
+    known = load_model(str(places("tied")), stream=True)
     assert source.program.fingerprint() == known.program.fingerprint()
     assert [g.name for g in prepared(source.program).prunable] == [g.name for g in prepared(known.program).prunable]
     assert any("no weights" in note for note in source.notes)
     buffers = [n for n, w in source.program.info.items() if not w.persistent]
     assert all(torch.equal(source.program.weights[n], known.program.weights[n]) for n in buffers)
-    weight = source.program.weights.entry("lm_head.weight")
+    weight = source.program.weights.entry("model.norm.weight")
     assert isinstance(weight, AbsentTensor)
     with pytest.raises(InputError, match="no weights here"):
         refuse_bad_weights(source)
@@ -222,5 +234,5 @@ def test_the_command_line_shows_the_same_groups(places: Callable[[str], Path], r
 
 
 def test_groups_are_those_of_loaded_weights(places: Callable[[str], Path], streamed: Callable[[str], Source]) -> None:
-    ours, theirs = analyze(streamed("mixtral").program), analyze(load_model(str(places("mixtral"))).program)
+    ours, theirs = analyze(streamed("llama").program), analyze(load_model(str(places("llama"))).program)
     assert [str(g) for g in ours.groups] == [str(g) for g in theirs.groups]

@@ -25,6 +25,7 @@ __all__ = ["OperatorClock", "measure_clock"]
 _LEVELS = 8  # sizes along a dimension that are measured, in equal steps; between them times are interpolated
 _LEAST_RUNS, _MOST_RUNS, _SECONDS = 4, 40, 0.006
 _SPREAD = 3.0  # how much longer than alone pointwise operators may take inside a model
+_LEAST_SHARE = 0.01  # of a run is the operator's: nothing takes no time
 _SLOWER = 1.5  # and how much longer all others: a machine has slow moments; what is beyond is fixed
 
 
@@ -56,13 +57,16 @@ class OperatorClock:
         return total * self.scales["pointwise" if job.kind == "pointwise" else "heavy"]
 
     def _least(self, job: Job, levels: Sequence[Sequence[int]], places: tuple[int, ...]) -> float:
-        """The time at one of the measured sizes, or at larger ones where that was less: what is smaller could be done
-        as what is larger, and what a measurement adds to it is noise."""
+        """The time at one of the measured sizes, or at the next larger one along a dimension where that was less: what
+        is smaller could be done as what is larger, and what a measurement adds to it is noise."""
         key = f"{job.kind} {job.about} {levels} {places}"
         if key not in self._known:
             sizes = tuple(own[i] for own, i in zip(levels, places, strict=True))
-            larger = [(*places[:d], i + 1, *places[d + 1 :]) for d, i in enumerate(places) if i + 1 < len(levels[d])]
-            self._known[key] = min([self.measured(job, sizes), *(self._least(job, levels, p) for p in larger)])
+            known = [self.measured(job, sizes)]
+            for dim, place in enumerate(places):
+                if place + 1 < len(levels[dim]):
+                    known.append(self.measured(job, (*sizes[:dim], levels[dim][place + 1], *sizes[dim + 1 :])))
+            self._known[key] = min(known)
         return self._known[key]
 
     def measured(self, job: Job, sizes: tuple[int, ...]) -> float:
@@ -70,7 +74,8 @@ class OperatorClock:
         key = f"{job.kind} {job.about} {sizes}"
         if key not in self.table:
             with as_check_errors(self.provider):
-                self.table[key] = max(0.0, self._run(job, sizes) - self.overhead)
+                alone = self._run(job, sizes)
+                self.table[key] = max(_LEAST_SHARE * alone, alone - self.overhead)
         return self.table[key]
 
     @property

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack, get_args
 
@@ -29,6 +29,7 @@ from fxslim.passes.restore import Progress, Restoration, restore_weights
 from fxslim.passes.restore_shared import restore_shared
 from fxslim.passes.share_branches import before_sharing, shared_weights, sharing_steps
 from fxslim.passes.spec import spec_name
+from fxslim.passes.statistics import digest
 from fxslim.passes.team import current_team
 
 __all__ = [
@@ -176,7 +177,7 @@ def finish(
         InputError, VerifyError: as `apply` does.
         CheckError: the processes that share the data have made different plans.
     """
-    _require_one_plan(made.plan)
+    _require_one_plan(made.plan, made.analysis.program.weights)
     if restore is not None:  # so that applying the plan again does the same
         made = replace(made, plan=replace(made.plan, options={**made.plan.options, "restore": restore}))
     if made.restoration is not None and restore in (None, "least-squares"):
@@ -187,14 +188,17 @@ def finish(
     return made.plan, apply_plan(given, made.plan, restore, data, options.get("progress"), options.get("journal"))
 
 
-def _require_one_plan(plan: Plan) -> None:
-    """Returns if all processes that share the data have made the same plan.
+def _require_one_plan(plan: Plan, weights: Mapping[str, Tensor]) -> None:
+    """Returns if all processes that share the data have made the same plan for the same weights: bases are in them.
 
     Raises:
         CheckError: else: they run other versions, or on processors that round differently.
     """
-    mine = plan.to_json()
-    if current_team().handed(mine) != mine:
+    team = current_team()
+    if team.size == 1:
+        return
+    mine = plan.to_json() + digest([weights[name]] for name in sorted(weights))
+    if team.handed(mine) != mine:
         raise CheckError(
             "the processes have made different plans of the same statistics",
             rule="what is decided from sums that are shared has to be the same everywhere",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from fxslim.report_text import render
 from fxslim.run_steps import Run, Unwatched, Watcher
 from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
-from fxslim.streaming import device_of, refuse_unstreamable
+from fxslim.streaming import device_of, refuse_unstreamable, scratch_beside
 from fxslim.subject import Subject, open_subject, require_provider
 from fxslim.variants import Serving, Variant, make_variant, refuse_narrow, refuse_static
 
@@ -54,7 +55,7 @@ def slim(
     """
     refuse_early(options)
     if not current_team().leads:
-        return assist(options, pinned or Pinned())
+        return assist(options, Path(out).expanduser(), pinned or Pinned())
     run, stages = Run(watcher or Unwatched()), Stages(work_folder(out))
     facts = {"command": options.command(Path(out))}
     with OutputDirectory(out, overwrite=overwrite, facts=facts, after=stages.close) as directory:
@@ -66,11 +67,23 @@ def slim(
             stages.tidy()
 
 
-def assist(options: SlimOptions, pinned: Pinned) -> dict[str, Any]:
+@contextmanager
+def helper_scratch(out: Path, options: SlimOptions) -> Iterator[Path]:
+    """A folder for a process that does not lead: beside the result where weights are spilled, which a system's
+    temporary folder may hold in memory."""
+    with scratch_beside(out, wanted=options.stream) as beside:
+        if beside is not None:
+            yield beside
+            return
+        with tempfile.TemporaryDirectory(prefix="fxslim-") as made:
+            yield Path(made)
+
+
+def assist(options: SlimOptions, out: Path, pinned: Pinned) -> dict[str, Any]:
     """Helps the process that leads with the plan: the same calls in the same order, and nothing is written."""
     run = Run(Unwatched())
-    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
-        subject = open_subject(options, Path(scratch), run, pinned)
+    with helper_scratch(out, options) as scratch:
+        subject = open_subject(options, scratch, run, pinned)
         analysis, _ = refuse_unusable(subject, options, run)
         help_make(options, subject, analysis, run)
     return {}

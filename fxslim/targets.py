@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fxslim.export import resolve_provider
-from fxslim.graph.errors import FxslimError, InputError
+from fxslim.graph.errors import FxslimError, InputError, PlanError, VerifyError
 from fxslim.identity import files_digest, key_of
 from fxslim.made import help_make, make_slim, plan_key
 from fxslim.operator_times import machine_of
 from fxslim.outputs import MANIFEST, OutputDirectory, release, verify_manifest, write_json_atomic
 from fxslim.passes.team import apart, current_team
-from fxslim.pipeline import refuse_early, refuse_unusable, slim, slim_subject
+from fxslim.pipeline import helper_scratch, refuse_early, refuse_unusable, slim, slim_subject
 from fxslim.recipe import Recipe
 from fxslim.run_steps import Run, Unwatched, Watcher
 from fxslim.slim_options import SlimOptions
@@ -89,8 +88,8 @@ def run_recipe(
 
 def _help(recipe: Recipe, root: Path, overwrite: bool) -> dict[str, Outcome]:
     """What a process does that does not lead: it helps with all plans, and makes some of the targets."""
-    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
-        subject = open_subject(recipe.options, Path(scratch), Run(Unwatched()), recipe.pinned)
+    with helper_scratch(root, recipe.options) as scratch:
+        subject = open_subject(recipe.options, scratch, Run(Unwatched()), recipe.pinned)
         return _Targets(subject, root, overwrite, Stages(root / WORK), Unwatched()).outcomes(recipe.targets)
 
 
@@ -153,7 +152,8 @@ class _Targets:
                 there = team.leads and _finished(self.root / name, self._key(options)) is not None
             if team.handed(there):
                 continue
-            with suppress(FxslimError):  # of what is asked for: it ends all processes alike
+            with suppress(PlanError, VerifyError):  # of what is asked for: it ends all alike; what else may happen to
+                # one process alone has to end it, so that the launcher ends the others, who wait for it
                 run = Run(self.watcher if team.leads else Unwatched())
                 analysis, _ = refuse_unusable(self.subject, options, run)
                 if team.leads:

@@ -45,7 +45,14 @@ class ComposedTensor(FileTensor):
         values = pytree.tree_map_only(FileTensor, lambda entry: entry.read(), self.args)
         made = self.target(*values)
         result: Tensor = made if self.index is None else made[self.index]
-        return result.contiguous()
+        shared = result.untyped_storage().nbytes() > self.nbytes  # of a part: what is around it has to go
+        return result.clone(memory_format=torch.contiguous_format) if shared else result.contiguous()
+
+    def cast(self, dtype: torch.dtype) -> FileTensor:
+        """The same, made in another type."""
+        if dtype is self.dtype:
+            return self
+        return ComposedTensor(self.path, -1, self.shape, dtype, target=Tensor.to, args=(self, dtype))
 
 
 @dataclass(frozen=True, eq=False)

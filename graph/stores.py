@@ -58,6 +58,7 @@ class FileTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype  # that it is read in
     stored: torch.dtype | None = None  # that of the file, where it is another
+    source: FileTensor | None = None  # what it was cast from: a spilled file lives as long as that
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +73,7 @@ class FileTensor:
         """
         if self.stored is not None:
             raise ValueError("a tensor that is cast already")
-        return self if dtype is self.dtype else replace(self, dtype=dtype, stored=self.dtype)
+        return self if dtype is self.dtype else replace(self, dtype=dtype, stored=self.dtype, source=self)
 
     def read(self) -> Tensor:
         """Its values, in memory of their own.
@@ -182,6 +183,12 @@ class WeightStore(MutableMapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def clear(self) -> None:
+        """Forgets all weights, without reading those on disk."""
+        self._held.clear()
+        self._holders.clear()
+        self._entries.clear()
+
     def entry(self, name: str) -> Tensor | FileTensor:
         """The tensor, or where it is: shape and type are known without reading it."""
         return self._entries[name]
@@ -247,7 +254,7 @@ def read_header(path: Path) -> dict[str, FileTensor]:
             str(name): _described(path, said, 8 + length, size) for name, said in header.items()
             if name != "__metadata__"
         }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise InputError(
             f"the file of weights is damaged or cut off: {error}", at=str(path), remedy="download or save it again"
         ) from error

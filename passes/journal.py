@@ -84,10 +84,11 @@ class Journal:
         self._numbers = itertools.count()
 
     def walk(self, program: Program, selection: Selection, asked: Sequence[Any]) -> KeptSteps:
-        """The steps of the next walk: those of a walk over another program, or with another selection at its start, or
-        that was asked for something else, are not taken for them."""
+        """The steps of the next walk: those of a walk over another program or other weights (bases come out in other
+        signs on another processor), or with another selection at its start, or that was asked for something else, are
+        not taken for them."""
         cut = [(str(kept.mask.shape), digest([[kept.mask]])) for kept in selection.kept.values()]
-        text = repr((program.fingerprint(), cut, list(asked)))
+        text = repr((program.fingerprint(), _origin(program), cut, list(asked)))
         name = f"{next(self._numbers):02}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         return KeptSteps(self, name, on_disk=program.weights.spill is not None)
 
@@ -106,11 +107,15 @@ class KeptSteps:
         try:
             entries = read_header(path)
             facts = json.loads(bytes(entries.pop(_FACTS).read().numpy()))
-            if facts.pop("sha256") != digest([[entries[n].read()] for n in sorted(entries)]):
+            if facts.pop("sha256") != _sealed(facts, WeightStore(entries)):
                 return None
-        except (InputError, KeyError, ValueError):
+            found = self._finished(facts, entries)
+        except (InputError, KeyError, ValueError, TypeError, AttributeError):
             return None  # whatever is wrong with it, doing it again is right
         self._journal.found += 1
+        return found
+
+    def _finished(self, facts: dict[str, Any], entries: Mapping[str, FileTensor]) -> Finished:
         row, norm = facts.pop("row"), facts.pop("norm")
         weights = {n.removeprefix(_WEIGHT): e for n, e in entries.items() if n.startswith(_WEIGHT)}
         return Finished(
@@ -127,12 +132,12 @@ class KeptSteps:
         """
         tensors = {_WEIGHT + n: w for n, w in finished.weights.items()}
         store = WeightStore({**tensors, **{_MASK + n: m for n, m in finished.masks.items()}})
-        facts = {
+        facts: dict[str, Any] = {
             "row": None if finished.row is None else asdict(finished.row),
             "norm": None if finished.norm is None else asdict(finished.norm),
             "warnings": list(finished.warnings), "said": list(finished.said),
-            "sha256": digest([store[n]] for n in sorted(store)),
         }  # fmt: skip
+        facts["sha256"] = _sealed(facts, store)
         store[_FACTS] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
         path = self._path(number)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -154,3 +159,24 @@ class KeptSteps:
 
     def _path(self, number: int) -> Path:
         return self._journal.folder / f"{self._name}-{number:05}.safetensors"
+
+
+def _sealed(facts: Mapping[str, Any], store: WeightStore) -> str:
+    """A hash of a step: what it says, and its tensors with their names."""
+    names = sorted(store)
+    text = json.dumps([facts, names], sort_keys=True)
+    return hashlib.sha256(f"{text} {digest([store[n]] for n in names)}".encode()).hexdigest()
+
+
+def _origin(program: Program) -> str:
+    """A hash of the weights that a walk starts from. Those that are still in the model's files stand for themselves:
+    whoever keeps a journal knows the model by its hash."""
+    result = hashlib.sha256()
+    spilled = program.weights.spill
+    for name in sorted(program.weights):
+        entry = program.weights.entry(name)
+        if isinstance(entry, FileTensor) and (spilled is None or entry.path.parent != spilled.folder):
+            result.update(f"{name} {entry.path.name} {entry.offset} {entry.shape} {entry.dtype}".encode())
+        else:
+            result.update(f"{name} {digest([[program.weights[name]]])}".encode())
+    return result.hexdigest()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from fxslim.passes.spec import named_in, spec_name
 from fxslim.passes.statistics import CalibrationWalk
 from fxslim.passes.subspaces import Subspace, find_subspaces
 from fxslim.passes.survey import Survey
+from fxslim.passes.team import current_team
 
 __all__ = ["METRICS", "Metric", "Pair", "find_pairs", "pair_bases"]
 
@@ -77,7 +79,10 @@ def pair_bases(
         if progress is not None:
             progress(f"basis: {pair.weight}", number, len(pairs))
         first, second = (c.parameters(analysis.program)[0][0].double() for c in (pair.first, pair.second))
-        bases[pair.group.name] = optimal_basis(first @ _weighed(pair.first, metric, walk, first), second.mT @ second)
+        weighed = _weighed(pair.first, metric, walk, first)
+        bases[pair.group.name] = current_team().solved(
+            number, partial(optimal_basis, first @ weighed, second.mT @ second)
+        )
     return Survey({}, bases, tuple(p.subspace for p in pairs), ())
 
 

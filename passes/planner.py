@@ -21,6 +21,7 @@ from fxslim.passes.ranks import plan_ranks
 from fxslim.passes.rounds import cuts_in_rounds
 from fxslim.passes.sharing import plan_sharing
 from fxslim.passes.subspaces import find_subspaces
+from fxslim.passes.team import current_team
 
 __all__ = ["PlanOptions", "Planned", "make_plan", "plan_and_restore"]
 
@@ -141,5 +142,7 @@ def _wide(
         work = Planning(opened, keep, batches, options, original=analysis)
         work.counts()
     except (PlanError, InputError) as error:  # of a weight that is folded away; the closed program raises the others
+        if isinstance(error, InputError) and current_team().size > 1:
+            raise  # it may be of the data of this process alone, and the others would wait for it
         return None, [f"residual streams stay closed: {error.what}"]
     return work, []

@@ -111,6 +111,11 @@ class Moments(MutableMapping[fx.Node, SecondMoment]):
     def __delitem__(self, node: fx.Node) -> None:
         del self._store[node.name], self._nodes[node.name]
 
+    def clear(self) -> None:
+        """Forgets all, without reading those on disk."""
+        self._store.clear()
+        self._nodes.clear()
+
     def __iter__(self) -> Iterator[fx.Node]:
         return iter(self._nodes.values())
 

@@ -203,7 +203,7 @@ class _Collector:
                 f"the second moments of {group.name!r} overflow", remedy="check the calibration data for extreme values"
             )
         if readers is not None:
-            basis = principal_axes(second)
+            basis = self._team.handed(principal_axes(second))
             readers.change_basis(basis)
         elif subspace.rotations:
             basis = rotation(second, gram)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.distributed.test_teams import launch
-from tests.fxslim.factories import CLASSIFIER, write_data
+from tests.fxslim.factories import CLASSIFIER, FEATURES, write_data
 from tests.fxslim.test_cli import run
 
 FLOAT32 = 1e-5  # of a weight, relative: sums of float32 products in another order, through a solve
@@ -57,6 +58,18 @@ def test_two_processes_make_two_targets_side_by_side(tmp_path: Path, data: Path)
     report = json.loads((tmp_path / "out" / "narrow" / "report.json").read_text(encoding="utf-8"))
     assert any("other processes" in note for note in report["notes"])
     assert "plan" in report["resumed"]  # it was made by both before
+
+
+def test_what_ends_one_process_ends_all(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((32, FEATURES)).astype(np.float32)
+    rows[8:16] = 3e38  # the second batch, which the second process runs: squares overflow
+    np.savez(tmp_path / "data.npz", x=rows)
+    words = ("slim", CLASSIFIER, "--width", "0.5", "--calibration", str(tmp_path / "data.npz"), *OPTIONS)
+    code, _, errors = fxslim(*words, "-o", str(tmp_path / "out"))
+    assert code != 0
+    assert "process 1: error:" in errors and "process 0" not in errors
+    assert "overflow" in errors or "not finite" in errors
+    assert not (tmp_path / "out").exists()
 
 
 def test_latency_is_measured_by_one_process(tmp_path: Path, data: Path) -> None:

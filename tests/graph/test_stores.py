@@ -50,14 +50,15 @@ def test_what_is_written_one_by_one_is_read_by_the_library_of_the_format(
     )
 
 
-@pytest.mark.parametrize("damage", ["cut", "length", "negative", "overlong", "dtype", "text"])
+@pytest.mark.parametrize("damage", ["cut", "length", "negative", "overlong", "dtype", "text", "deep", "infinite"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "w.safetensors"
     said = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     said |= {"negative": {"shape": [-2, -2]}, "overlong": {"data_offsets": [0, 160]}, "dtype": {"dtype": "Q3"}}.get(
         damage, {}
     )
-    text = b"no json" if damage == "text" else json.dumps({"a": said}).encode()
+    text = {"text": b"no json", "deep": b"[" * 100_000}.get(damage) or json.dumps({"a": said}).encode()
+    text = text.replace(b"[2, 2]", b"[1e400]") if damage == "infinite" else text
     length = 2**40 if damage == "length" else len(text)
     data = b"\0" * (3 if damage == "cut" else 16)
     path.write_bytes(length.to_bytes(8, "little") + text + data)
@@ -91,6 +92,13 @@ def test_what_is_spilled_is_on_disk_until_nobody_needs_it(tmp_path: Path) -> Non
     copy["large"] = small
     gc.collect()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_cast_keeps_the_file_it_is_read_from(tmp_path: Path) -> None:
+    tensor = torch.randn(SPILLED_FROM // 4)
+    cast = Spill(tmp_path).put(tensor).cast(torch.float16)
+    gc.collect()
+    assert torch.equal(cast.read(), tensor.half())
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from fxslim.api import Applied, compress
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import InputError
+from fxslim.graph.stores import WeightStore, read_header, write_safetensors
 from fxslim.passes import restore
 from fxslim.passes.journal import Finished, Journal
 from fxslim.passes.plan import Plan
@@ -102,6 +103,39 @@ def test_steps_of_another_walk_are_not_taken(tmp_path: Path, solves: list[int]) 
     solves.clear()
     compress(layered(), 0.69, calibration=batches(3), importance="fasp", journal=Journal(tmp_path))
     assert len(solves) > 3
+
+
+def test_steps_of_other_weights_are_not_taken(tmp_path: Path, solves: list[int]) -> None:
+    """As they are where another processor gave a basis another sign: the same plan, in other coordinates."""
+
+    def turned() -> Analysis:
+        analysis = layered()
+        weights = analysis.program.weights
+        for name, sign in (("branches.0.1.weight", -1), ("branches.0.1.bias", -1)):
+            weights[name] = weights[name] * sign
+        return analysis
+
+    run(layered(), tmp_path)
+    expected = run(turned(), None)
+    solves.clear()
+    assert same(run(turned(), tmp_path), expected)
+    assert len(solves) > 3
+
+
+@pytest.mark.parametrize("change", [("row", "rov"), ('"warnings": []', '"warnings": [7]'), ("sha256", "sha512")])
+def test_a_step_whose_facts_were_changed_is_done_again(
+    change: tuple[str, str], tmp_path: Path, solves: list[int]
+) -> None:
+    expected = run(layered(), tmp_path)
+    first = min(tmp_path.iterdir())
+    entries = {name: entry.read() for name, entry in read_header(first).items()}
+    facts = bytes(entries["facts"].numpy()).decode()
+    assert change[0] in facts
+    entries["facts"] = torch.frombuffer(bytearray(facts.replace(*change).encode()), dtype=torch.uint8)
+    write_safetensors(first, WeightStore(entries))
+    solves.clear()
+    assert same(run(layered(), tmp_path), expected)
+    assert len(solves) == 1
 
 
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:

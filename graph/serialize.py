@@ -181,6 +181,27 @@ def _restore_scopes(program: Program, data: Mapping[str, Any]) -> None:
         node.meta["nn_module_stack"] = dict(scopes[entry["scope"]]) if "scope" in entry else {}
 
 
+def _drop_added_copies(program: Program, data: Mapping[str, Any]) -> None:
+    """Takes out the copies that tracing has put in where the saved program has none: before a reshape of what is not in
+    order in memory, as attention returns it once its widths differ. The reshape makes them by itself."""
+    wanted = [entry["target"] for entry in data["nodes"] if entry["op"] == "call_function"]
+    added, place = [], 0
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if place < len(wanted) and _encode_target(node) == wanted[place]:
+            place += 1
+        elif node.target is torch.ops.aten.clone.default:
+            added.append(node)
+        else:
+            return  # it is another graph: nothing is known of its copies
+    if place < len(wanted):
+        return
+    for node in added:
+        node.replace_all_uses_with(node.args[0])
+        program.graph.erase_node(node)
+
+
 def _encode_target(node: fx.Node) -> str:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
@@ -306,6 +327,7 @@ def _decode_program(
     program.caches = data.get("caches")
     program.names = {str(k): str(v) for k, v in data.get("names", {}).items()}
     program.info = {name: info[name] for name in program.info}
+    _drop_added_copies(program, data)
     _restore_scopes(program, data)
     return program
 

@@ -39,9 +39,10 @@ def device_of(name: str | None) -> torch.device | None:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        unknown = "Expected one of" in str(error)
+        reason = "there is no such kind" if unknown else (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
-            f"--device {name} cannot be used: {reason}", remedy="leave it out to run on the CPU"
+            f"--device {name} cannot be used: {reason}", remedy="give cuda or cuda:N, or cpu (which it is without)"
         ) from error
     if device.type == "meta":
         raise InputError("--device meta computes nothing", remedy="leave it out to run on the CPU")

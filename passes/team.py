@@ -45,7 +45,7 @@ class Team:
         """
         if count < self.size:
             raise InputError(
-                f"{count} calibration batches cannot be divided among {self.size} processes",
+                f"the calibration data has fewer batches ({count}) than there are processes ({self.size})",
                 remedy="start fewer processes, or give more data (--samples)",
             )
         return range(self.rank, count, self.size)

@@ -147,8 +147,10 @@ def _work(
         after = subject.score_of(made.program)
         scores = None if subject.score is None or after is None else (subject.score, after)
     path = directory / "model.onnx"
-    with run.step("export"):
-        before = subject.onnx(options.opset)
+    if options.stream:
+        with run.step("export"):
+            subject.onnx(options.opset)
+    before = subject.onnx(options.opset)
     with run.step("export slim"):
         files = before, export_onnx(made.program, path, opset=options.opset)
     with run.step("check"):

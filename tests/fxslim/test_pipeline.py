@@ -24,7 +24,7 @@ from fxslim.sources import load_model
 from tests.fxslim.factories import CLASSIFIER, FEATURES, write_data
 
 STEPS = [
-    "load", "capture", "analyze", "data", "plan", "apply", "prove", "evaluate", "export", "export slim", "check",
+    "load", "capture", "analyze", "data", "export", "plan", "apply", "prove", "evaluate", "export slim", "check",
     "latency",
 ]  # fmt: skip
 

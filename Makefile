@@ -128,6 +128,8 @@ bench-scale: $(VENV)/.dev ## What models larger than memory take, and how fast (
 	$(BIN)/python -W ignore -m benchmarks.scale export $(SCALE_ARGS)
 	$(BIN)/python -W ignore -m benchmarks.scale speed
 	$(BIN)/python -W ignore -m benchmarks.scale memory
+	$(BIN)/python -W ignore -m benchmarks.scale_processes fxslim/models/opt-python
+	$(BIN)/python -W ignore -m benchmarks.scale_estimate fxslim/models/opt-python
 
 fuzz: $(VENV)/.dev ## Build random modules, cut, prove and run them until something breaks (about an hour)
 	status=0; \

@@ -11,7 +11,6 @@ to `--out`; those that it holds are measured again.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality import write_rows
+from benchmarks.quality import put_row
 from fxslim.api import analyze, capture
 from fxslim.bench import share_of_ideal
 from fxslim.decoders import CachedDecoder, decoder_inputs
@@ -203,14 +202,9 @@ def _equal_time(name: str, keep: float, options: argparse.Namespace) -> list[dic
 
 def main() -> int:
     options = _parser().parse_args()
-    known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
 
     def add(row: dict[str, Any]) -> None:
-        nonlocal known
-        key = ("model", "sizes", "plan", "removed", "threads")
-        known = [r for r in known if any(str(r[k]) != str(row[k]) for k in key)] + [row]
-        write_rows(options.out, known, COLUMNS)
-        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+        put_row(options.out, row, ("model", "sizes", "plan", "removed", "threads"), COLUMNS)
 
     subjects = _subjects(options.opt)
     for name in options.models or list(subjects):

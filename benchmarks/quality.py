@@ -159,6 +159,13 @@ def _calibration(options: argparse.Namespace, source: Source, seed: int, text: b
     )
 
 
+def put_row(path: Path, row: dict[str, Any], key: Sequence[str], columns: list[str]) -> None:
+    """Adds a row to a file, in the place of those that have the same under `key`, and prints it."""
+    known = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    write_rows(path, [*(r for r in known if any(str(r[k]) != str(row[k]) for k in key)), row], columns)
+    print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
     """The rows as a file that appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ python -m benchmarks.scale_estimate MODEL [--methods fasp best ...] [--keep 0.8]
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality import write_rows
+from benchmarks.quality import put_row
 from fxslim.api import compress
 from fxslim.opening import open_model, prepared
 from fxslim.passes.methods import settings
@@ -31,10 +30,9 @@ def main() -> int:
     data = str(text) if text.exists() else None
     calibration = calibration_of(source, data, samples=options.windows, window=options.window, seed=0)
     assert calibration is not None
-    known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
     for method in options.methods:
         chosen = settings(method, data=True)
-        parts = plan_seconds(analysis, list(calibration), chosen)
+        parts = plan_seconds(analysis, calibration.inputs, chosen)
         start = time.perf_counter()
         compress(analysis, options.keep, calibration=calibration, restore=chosen.restore, **chosen.options())
         seconds, estimated = time.perf_counter() - start, sum(parts.values())
@@ -44,11 +42,7 @@ def main() -> int:
             "ratio": round(seconds / max(estimated, 1e-9), 2),
             "parts": " ".join(f"{name}={value:.1f}" for name, value in parts.items()),
         }  # fmt: skip
-        key = ("model", "method", "keep", "windows", "threads")
-        known = [r for r in known if any(str(r[k]) != str(row[k]) for k in key)] + [row]
-        write_rows(options.out, known, COLUMNS)
-        sys.stdout.write(" ".join(f"{k}={v}" for k, v in row.items()) + "\n")
-        sys.stdout.flush()
+        put_row(options.out, row, ("model", "method", "keep", "windows", "threads"), COLUMNS)
     return 0
 
 

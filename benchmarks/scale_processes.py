@@ -9,7 +9,6 @@ processes the times say nothing. Of `seconds` the larger is what counts: all pro
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -24,7 +23,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from benchmarks.quality import write_rows
+from benchmarks.quality import put_row
 from fxslim.api import compress
 from fxslim.export.peak import own_peak_bytes
 from fxslim.opening import open_model, prepared
@@ -42,7 +41,6 @@ def main() -> int:
     options = _parser().parse_args()
     if options.worker is not None:
         return _work(options)
-    known = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
     for method in options.methods:
         with tempfile.TemporaryDirectory() as scratch:
             first: Path | None = None
@@ -56,11 +54,7 @@ def main() -> int:
                     "windows": options.windows, "processes": size, "cores": os.cpu_count(),
                     **_measured(folder, size), **_compared(first, folder, size),
                 }  # fmt: skip
-                key = ("model", "method", "keep", "windows", "processes")
-                known = [r for r in known if any(str(r[k]) != str(row[k]) for k in key)] + [row]
-                write_rows(options.out, known, COLUMNS)
-                sys.stdout.write(" ".join(f"{k}={v}" for k, v in row.items()) + "\n")
-                sys.stdout.flush()
+                put_row(options.out, row, ("model", "method", "keep", "windows", "processes"), COLUMNS)
     return 0
 
 

@@ -146,17 +146,20 @@ def plan(
 
 
 def _print_memory(needed: MemoryPlan, json: bool) -> None:
+    from fxslim.memory_plan import SLACK
+
     if json:
         c.print_json({"format": 1, **needed.to_dict()})
         return
     rows = [(f"{peak.bytes / 2**20:,.0f} MiB", name, peak.at) for name, peak in needed.steps.items()]
+    rows.append((f"{SLACK / 2**20:,.0f} MiB", "besides", "the interpreter, libraries, small values"))
     c.print_table(("adds", "step", "at"), rows)
     for name, peak in needed.steps.items():
         parts = ", ".join(f"{part} {size / 2**20:,.0f} MiB" for part, size in peak.parts.items())
         typer.echo(f"{name}: {parts}")
     typer.echo(
-        f"at its peak the process will have {needed.bytes / 2**20:,.0f} MiB, of which it has "
-        f"{needed.now / 2**20:,.0f} MiB now"
+        f"at its peak the process will have about {needed.bytes / 2**20:,.0f} MiB: the {needed.now / 2**20:,.0f} MiB "
+        "that it has now, the step that adds most, and what is needed besides"
     )
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,6 @@ from fxslim.latency_plans import Attempt, LatencyPlans, MeasuredPlan, refuse_unt
 from fxslim.operator_times import machine_of
 from fxslim.outputs import write_json_atomic, write_text_atomic
 from fxslim.passes.journal import Journal
-from fxslim.passes.methods import Settings, settings
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
 from fxslim.passes.team import current_team
@@ -34,9 +33,6 @@ from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
 from fxslim.subject import Subject
 from fxslim.time_plan import plan_seconds
-
-if TYPE_CHECKING:
-    from fxslim.passes.importance import Importance
 
 __all__ = ["Made", "asked_of", "help_make", "make_slim", "plan_key"]
 
@@ -71,7 +67,8 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
     """
     if options.plan is not None:
         return {}
-    calibration, chosen = subject.calibration, _settings(options, subject)
+    calibration = subject.calibration
+    chosen = options.settings(data=calibration is not None)
     asked: dict[str, Any] = {
         **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
         "uncounted": options.uncounted, "inexact": options.inexact, "keep_caches": options.loader_compatible,
@@ -85,21 +82,14 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
     return asked
 
 
-def _settings(options: SlimOptions, subject: Subject) -> Settings:
-    return settings(
-        options.method, importance=cast("Importance | None", options.importance),
-        budget=options.budget, restore=options.restore,
-        rounds=options.rounds, data=subject.calibration is not None, width=options.width is not None,
-    )  # fmt: skip
-
-
 def _expect(options: SlimOptions, subject: Subject, analysis: Analysis, run: Run) -> None:
     """Says how long the plan will take, where that is counted."""
     if options.plan is not None or options.of == "latency" or subject.calibration is None:
         return
     parts = plan_seconds(
-        analysis, list(subject.calibration), _settings(options, subject), groups=options.groups, inexact=options.inexact
-    )
+        analysis, subject.calibration.inputs, options.settings(data=True), groups=options.groups,
+        inexact=options.inexact,
+    )  # fmt: skip
     if parts:
         run.expect("plan", sum(parts.values()))
 

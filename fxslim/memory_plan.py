@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -13,14 +13,11 @@ from fxslim.data import Batches
 from fxslim.export.peak import own_bytes
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.errors import InputError
-from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.memory import Peak, proof_memory, slice_memory, walk_memory
-from fxslim.passes.methods import Settings, settings
+from fxslim.passes.methods import Settings
+from fxslim.passes.work import cut_by
 from fxslim.slim_options import SlimOptions
-
-if TYPE_CHECKING:
-    from fxslim.passes.importance import Importance
 
 __all__ = ["SLACK", "MemoryPlan", "plan_memory", "predicted_bytes"]
 
@@ -64,11 +61,7 @@ def plan_memory(
         "prove": proof_memory(program, program.example_inputs),
     }
     if batches:
-        wanted = groups if groups is not None else chosen.groups
-        cut, _ = choose_groups(analysis, groups=wanted, keep_fixed=[], inexact=inexact, keep_caches=False)
-        names = {node for group in cut for node in group.consumers}
-        found = find_consumers(analysis.axes)[0]
-        own = [c for c in found if c.node.name in names] or found
+        own = cut_by(analysis, chosen, groups, inexact=inexact)[1] or find_consumers(analysis.axes)[0]
         both = chosen.restore in (None, "least-squares") and chosen.metric is None
         second = chosen.importance == "obs" or chosen.metric is not None
         steps["calibrate"] = walk_memory(
@@ -82,9 +75,6 @@ def predicted_bytes(options: SlimOptions, analysis: Analysis, calibration: Batch
     process has."""
     if importlib.util.find_spec("resource") is None:
         return None
-    chosen = settings(
-        options.method, importance=cast("Importance | None", options.importance), budget=options.budget,
-        restore=options.restore, rounds=options.rounds, data=calibration is not None, width=options.width is not None,
-    )  # fmt: skip
+    chosen = options.settings(data=calibration is not None)
     batches = None if calibration is None else calibration.inputs
     return plan_memory(analysis, batches, chosen, groups=options.groups, inexact=options.inexact).bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import ConfigDict
 
@@ -13,8 +13,8 @@ from fxslim.export import DEFAULT_OPSET, OPSETS
 from fxslim.export.quantize import Quantization
 from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget, check_share
-from fxslim.passes.importance import importance_names
-from fxslim.passes.methods import Restore
+from fxslim.passes.importance import Importance, importance_names
+from fxslim.passes.methods import Restore, Settings, settings
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.rounds import Schedule
 from fxslim.timing import parse_sizes
@@ -72,6 +72,17 @@ class SlimOptions:
     device: str | None = None  # that calibration runs on
     trust_pt2: bool = False
     trust_remote_code: bool = False
+
+    def settings(self, *, data: bool) -> Settings:
+        """What makes the method that is asked for, where there is calibration `data` or none.
+
+        Raises:
+            InputError: there is no such method, or it needs data that there is not.
+        """
+        return settings(
+            self.method, importance=cast("Importance | None", self.importance), budget=self.budget,
+            restore=self.restore, rounds=self.rounds, data=data, width=self.width is not None,
+        )  # fmt: skip
 
     def refuse_contradictions(self) -> None:
         """Returns if the options make sense together; what only a model can tell comes later.

@@ -278,8 +278,8 @@ def write_safetensors(path: Path, weights: WeightStore, names: Iterable[str] | N
         OSError: the file cannot be written.
     """
     listed = sorted(weights if names is None else names, key=lambda n: (-weights.entry(n).dtype.itemsize, n))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    described: dict[str, Any] = dict(header)
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in listed:
         entry = weights.entry(name)
         described[name] = {

@@ -179,7 +179,7 @@ class _Restorer:
         old = self._original(norm.mean), self._original(norm.variance)
         now = self.evaluator.weight(norm.mean).cpu(), self.evaluator.weight(norm.variance).cpu()
         scale = None if norm.scale is None else self._original(norm.scale)
-        result = self.walk.team.handed(reestimate(old, now, scale, norm.eps, train, held_out))
+        result = self.walk.team.solved(len(self.norms), lambda: reestimate(old, now, scale, norm.eps, train, held_out))
         found = {n: v.to(w.dtype) for n, v, w in zip(names, (result.mean, result.variance), old, strict=True)}
         if not all(bool(v.isfinite().all()) for v in found.values()):
             result = replace(result, changed="", after=result.before, reason=f"too large for {old[0].dtype}")

@@ -23,7 +23,7 @@ from fxslim.passes.methods import Settings
 from fxslim.passes.stream_curve import SHARES
 from fxslim.passes.subspaces import find_subspaces
 
-__all__ = ["Rates", "Work", "count_work"]
+__all__ = ["Rates", "Work", "count_work", "cut_by"]
 
 Symbols = Mapping[sympy.Symbol, int]
 _LADDER = 5  # ridges that a refit tries, and once more with all data
@@ -64,16 +64,27 @@ class Work:
         return float(sum(getattr(self, f.name) / getattr(rates, f.name) for f in fields(self)))
 
 
+def cut_by(
+    analysis: Analysis, chosen: Settings, groups: Sequence[str] | None, *, inexact: bool
+) -> tuple[Sequence[Group], list[Consumer]]:
+    """The groups that a method may cut, or those of them that are asked for, and the calls that sum over them.
+
+    Raises:
+        InputError: nothing of the model may be cut.
+    """
+    wanted = groups if groups is not None else chosen.groups
+    cut, _ = choose_groups(analysis, groups=wanted, keep_fixed=[], inexact=inexact, keep_caches=False)
+    own = {node for group in cut for node in group.consumers}
+    return cut, [c for c in find_consumers(analysis.axes)[0] if c.node.name in own]
+
+
 def count_work(
     analysis: Analysis, batches: Sequence[Sequence[Tensor]], chosen: Settings, *, groups: Sequence[str] | None = None,
     inexact: bool = False,
 ) -> dict[str, Work]:  # fmt: skip
     """The work of a method, by part: `forward`, `moments`, `solves`, and of a global budget `curves` and `probes`."""
-    wanted = groups if groups is not None else chosen.groups
-    cut, _ = choose_groups(analysis, groups=wanted, keep_fixed=[], inexact=inexact, keep_caches=False)
+    cut, consumers = cut_by(analysis, chosen, groups, inexact=inexact)
     counted = _Counted(analysis, batches)
-    own = {node for group in cut for node in group.consumers}
-    consumers = [c for c in find_consumers(analysis.axes)[0] if c.node.name in own]
     found: dict[str, Work] = {}
     rounds = chosen.rounds
     surveyed = chosen.budget == "global" and chosen.metric is None

@@ -75,6 +75,17 @@ def test_all_processes_of_a_team_have_the_same_bits(results: dict[int, Path], me
     assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
+def test_norms_are_judged_by_the_data_of_all(results: dict[int, Path]) -> None:
+    alone, *team = (
+        json.loads((results[size] / f"fasp of images.{rank}.norms").read_text(encoding="utf-8"))
+        for size, rank in ((1, 0), (3, 0), (3, 1), (3, 2))
+    )
+    (wanted,) = alone
+    assert wanted[2] > 0.01  # there was something to judge
+    for (found,) in team:
+        assert found[:2] == wanted[:2] and found[2:] == pytest.approx(wanted[2:], rel=ROUNDING)
+
+
 def _assert_close(found: Tensor, wanted: Tensor, what: str) -> None:
     scale = float(wanted.abs().max()) or 1.0
     assert float((found - wanted).abs().max()) <= ROUNDING * scale, what

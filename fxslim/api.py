@@ -150,7 +150,6 @@ def compress(
     program: Program | Analysis,
     keep: float | None = None,
     *,
-    restore: Restore | None = None,
     calibration: Calibration | None = None,
     **options: Unpack[PlanOptions],
 ) -> tuple[Plan, Applied]:
@@ -161,6 +160,7 @@ def compress(
         InputError, PlanError, VerifyError: as `make_plan` and `apply` do.
     """
     analysis, batches = _analysis(program), _listed(calibration)
+    restore = options.get("restore")
     if options.get("share") and restore == "bias":
         raise _shared_biases()
     made = plan_and_restore(analysis, keep, calibration=batches, **options)
@@ -180,7 +180,7 @@ def finish(
     _require_one_plan(made.plan, made.analysis.program.weights)
     if restore is not None:  # so that applying the plan again does the same
         made = replace(made, plan=replace(made.plan, options={**made.plan.options, "restore": restore}))
-    if made.restoration is not None and restore in (None, "least-squares"):
+    if made.restoration is not None and made.restoration.by == (restore or "least-squares"):
         program = Prune(made.plan, restored=made.restoration.weights)(made.analysis).program
         return made.plan, Applied(program, made.restoration, made.analysis)
     given = analysis if options.get("share") else made.analysis  # shared weights are refitted from the original ones

@@ -128,7 +128,7 @@ def plan(
             analysis, keep, width=width, of=of, calibration=data, round_to=1 if round_to is None else round_to,
             uncounted=tuple(uncounted or ()),
             keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, schedule=schedule, slope=slope,
-            keep_caches=loader_compatible, progress=shown.progress, **wanted,
+            keep_caches=loader_compatible, progress=shown.progress, restore=chosen.restore, **wanted,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
         warning = shortage_of_plan(analysis, made, data)

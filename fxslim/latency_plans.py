@@ -124,7 +124,7 @@ class LatencyPlans:
         if round_to is None and not options.get("depth"):  # without branches sizes stay what they are
             multiple = self.preferred_multiple(options.get("keep_fixed", ()))
         self.clock.unit = multiple
-        restore, data = options.pop("restore", None), options.get("calibration")
+        restore, data = options.get("restore"), options.get("calibration")
         options["calibration"] = batches = None if data is None else list(data)
         options["surveys"] = {} if options.get("surveys") is None else options["surveys"]  # the caller's, to be filled
         divided = options.get("budget") == "global" and of == "latency"

@@ -13,8 +13,10 @@ always closer to the original, so held-out data judges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, fx
@@ -84,12 +86,17 @@ class Compared:
     sums: Tensor
     count: int
 
-    @staticmethod
-    def of(both: Tensor) -> Compared:
+    @classmethod
+    def of(cls, both: Tensor) -> Compared:
         """Of [2, tokens, c], x first."""
         x, y = both.double()
         sums = [x.sum(0), y.sum(0), x.square().sum(0), y.square().sum(0), (x - y).square().sum(0)]
-        return Compared(torch.stack(sums), both.shape[1])
+        return cls(torch.stack(sums), both.shape[1])
+
+    @classmethod
+    def over(cls, parts: Iterable[Tensor]) -> Compared:
+        """Of parts [2, tokens, c] together."""
+        return reduce(operator.add, map(cls.of, parts))
 
     @staticmethod
     def columns(x: Tensor, y: Tensor) -> Tensor:

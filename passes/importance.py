@@ -119,6 +119,10 @@ class Chooser:
         spread = [g for g in self._undecided if at_several_depths(self.analysis.program, self._own[g.name])]
         return scores_on_original(self.importance, self.analysis, spread, batches) if spread else {}
 
+    def deciding(self) -> list[Consumer]:
+        """The consumers at which groups are decided, each the first that a group meets."""
+        return [c for c in self.consumers if any(own and own[0] is c for own in self._own.values())]
+
     def decide(self, consumer: Consumer, walk: CalibrationWalk, moment: SecondMoment) -> dict[str, Tensor]:
         """What is kept of the groups that this consumer, with the moment of its inputs, is the first to sum over, by
         name: [*batch, size] bool. They are open until they are settled."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import cast
 
 from fxslim.graph.axes.roles import STREAM
 from fxslim.graph.errors import InputError
@@ -19,10 +19,11 @@ from fxslim.passes.budget import Budget
 from fxslim.passes.importance import Importance, needs_data
 from fxslim.passes.options import Choices, PlanOptions, check_options
 from fxslim.passes.pairs import Metric
+from fxslim.passes.restore import By
 
 __all__ = ["METHODS", "Settings", "add_method", "registered_methods", "settings"]
 
-Restore = Literal["least-squares", "bias", "none"]
+Restore = By
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fxslim.passes.importance import Importance, importance_names
 from fxslim.passes.journal import Journal
 from fxslim.passes.pairs import METRICS, Metric
 from fxslim.passes.rank_schedule import SLOPE
-from fxslim.passes.restore import Progress
+from fxslim.passes.restore import By, Progress
 from fxslim.passes.rounds import SCHEDULES, Schedule
 from fxslim.passes.survey import Survey
 
@@ -53,6 +53,7 @@ class PlanOptions(Choices, total=False):
     inexact: bool  # also groups that a normalisation or softmax runs over: False by default
     schedule: Schedule  # of the rounds: the same share ("geometric", by default) or number ("linear") goes in each
     slope: float  # of ranks by depth: they fall from the first to the last where it is positive, else they rise
+    restore: By | None  # how weights are to be restored, by least squares by default: what a choice on the way sees
     seed: int
     progress: Progress | None
     surveys: dict[str, Survey] | None  # keeps what a global budget found out, for the next plan with other shares

@@ -28,7 +28,7 @@ from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
 from fxslim.passes.probe import probe
 from fxslim.passes.products import find_products, product_curve, product_scores
-from fxslim.passes.restore import Restoration, restore_weights
+from fxslim.passes.restore import By, Restoration, restore_weights
 from fxslim.passes.sized import Sized, with_pairs
 from fxslim.passes.standardised import standardised_counts
 from fxslim.passes.statistics import digest
@@ -67,6 +67,7 @@ class Planning:
         self.keep_caches = options.get("keep_caches", False)
         self.subspace, self.surveys = options.get("subspace", False), options.get("surveys")
         self.curves, self.journal = options.get("curves"), options.get("journal")
+        self.restore: By = options.get("restore") or "least-squares"
         self.scaled: dict[str, Tensor] = {}  # losses that the budget was divided by
         self.uncounted = patterns(options.get("uncounted", ())) or []
         self.clock = options.get("clock") if self.of == "latency" else None
@@ -311,9 +312,10 @@ class Planning:
         counts = {group.axis: number[n] for n, group in groups.items()}
         chooser = Chooser(analysis, rest, counts, batches, self.importance)
         restoration = restore_weights(
-            analysis, selection, batches, chooser=chooser, progress=self.progress, journal=self.journal
+            analysis, selection, batches, chooser=chooser, progress=self.progress, journal=self.journal, by=self.restore
         )
-        return {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}, restoration
+        masks = {n: restoration.selection.kept[g.axis].mask for n, g in groups.items()}
+        return masks, None if self.restore == "none" else restoration
 
     @staticmethod
     def _summed_unseen(analysis: Analysis, groups: Iterable[Group]) -> bool:

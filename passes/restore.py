@@ -27,7 +27,7 @@ MEAN_MATTERS = 0.01  # of an output: a constant error above this is said where n
 FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 Upstream = Literal["both", "compressed"]
-By = Literal["least-squares", "bias"]
+By = Literal["least-squares", "bias", "none"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def restore_weights(
     on an OPT of 12 M parameters at half width perplexity 39.3 instead of 38.7, dense 36.8). Batch norms are compared
     with the original's, and stay as they are without it.
 
-    `by="bias"` changes biases alone (`shift_bias`), by the compressed upstream.
+    `by="bias"` changes biases alone (`shift_bias`), by the compressed upstream; `by="none"` changes nothing, and only
+    lets a chooser decide by it.
 
     A `chooser` adds to the selection on the way: the positions of a group are chosen when its first consumer is met.
     What a `journal` has kept of such a walk is not computed again; what follows is the same to the last bit.
@@ -77,7 +78,7 @@ def restore_weights(
     both = upstream == "both" and by == "least-squares"
     walk = CalibrationWalk(evaluator, batches, Evaluator(analysis.program) if both else None)
     work = _Restorer(analysis, evaluator, walk, chooser, by)
-    steps = _steps(analysis, selection, chooser, norms=both)
+    steps = _steps(analysis, selection, chooser, norms=both, refits=by != "none")
     asked = None if chooser is None else chooser.asked()
     kept = None if journal is None else journal.walk(analysis.program, selection, [asked, by, upstream, len(batches)])
     for number, step in enumerate(steps):
@@ -97,13 +98,15 @@ def restore_weights(
 
 
 def _steps(
-    analysis: Analysis, selection: Selection, chooser: Chooser | None, *, norms: bool
+    analysis: Analysis, selection: Selection, chooser: Chooser | None, *, norms: bool, refits: bool
 ) -> list[Consumer | BatchNorm]:
-    """Consumers and norms in the order of the graph; nothing where nothing is cut."""
+    """Consumers and norms in the order of the graph; nothing where nothing is cut. Where nothing is refitted, those
+    that decide something."""
     if not selection.kept and chooser is None:
         return []
     order = {node: i for i, node in enumerate(analysis.program.graph.nodes)}
-    found = [*_consumers(analysis, selection, chooser), *(find_batch_norms(analysis.program) if norms else ())]
+    consumers = _consumers(analysis, selection, chooser) if refits else [] if chooser is None else chooser.deciding()
+    found = [*consumers, *(find_batch_norms(analysis.program) if norms else ())]
     return sorted(found, key=lambda step: order[step.node])
 
 
@@ -146,9 +149,11 @@ class _Restorer:
 
     def consumer(self, consumer: Consumer) -> Finished:
         """Decides what is open, and refits."""
-        columns = self.walk.columns(consumer)
-        train, held_out = self.walk.split(columns, SecondMoment.of)
         masks: dict[str, Tensor] = {}
+        if self.by == "none":
+            assert self.chooser is not None, "nothing else is left to do"
+            return Finished({}, self.chooser.decide(consumer, self.walk, self.walk.moment(consumer)))
+        train, held_out = self.walk.split(self.walk.columns(consumer), SecondMoment.over)
         selection = self.evaluator.selection
         if self.chooser is not None:
             masks = self.chooser.decide(consumer, self.walk, train + held_out)
@@ -167,7 +172,7 @@ class _Restorer:
     def norm(self, norm: BatchNorm) -> Finished:
         """Estimates the statistics anew where the input changed."""
         columns = (Compared.columns(*pair) for pair in self.walk.pairs(norm.source))
-        train, held_out = self.walk.split(columns, Compared.of, passes=1)
+        train, held_out = self.walk.split(columns, Compared.over, passes=1)
         seen = train + held_out
         if not seen.changed:
             return Finished()

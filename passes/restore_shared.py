@@ -191,7 +191,7 @@ class _Restorer:
             walk.advance_to(consumer.node)
             columns = [consumer.columns(value) for value in walk.values(consumer.source)]
             both = [torch.cat([z, x], dim=2) for x, z in zip(columns[::2], columns[1::2], strict=True)]
-            found[consumer] = walk.split(both, SecondMoment.of, passes=1)
+            found[consumer] = walk.split(both, SecondMoment.over, passes=1)
         return [found[c] for c in sites.consumers]
 
     def _uses(self, sites: _Sites, moments: Sequence[tuple[SecondMoment, SecondMoment]]) -> list[tuple[Use, Use]]:

@@ -8,7 +8,7 @@ squared errors of calls that read the axis; a probe of each on the model's own o
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -87,11 +87,6 @@ def survey(
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
-    if analysis.program.weights.spill is not None and current_team().size > 1:
-        raise InputError(
-            "what several processes survey is handed round in memory, and the weights are to stay on disk",
-            remedy="start one process, or choose a method with one ratio for all groups: --method fasp",
-        )
     own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces, matrices)
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
@@ -114,6 +109,7 @@ class _Collector:
         self._team = current_team()
         self._names: list[str] = []  # of curves, in the order in which their statistics were complete
         self._mine: dict[str, tuple[Curve, Basis | None]] = {}
+        self._everywhere: set[str] = set()  # those that every process makes
         self._matrices = {m.consumer.node: m for m in matrices}
         self._last: tuple[fx.Node, SecondMoment] | None = None  # of the input that several calls in a row read
         self.notes: list[str] = []
@@ -155,16 +151,30 @@ class _Collector:
 
     def results(self) -> tuple[dict[str, Curve], dict[str, Basis]]:
         """All curves, and the bases of subspaces, by name."""
-        found = self._team.gathered({n: r for n, r in self._mine.items() if r[0].readers is None}) | {
-            n: r for n, r in self._mine.items() if r[0].readers is not None
-        }  # what reads a stream is no data to hand round: every process has it
+        found = {name: self._handed(name, number) for number, name in enumerate(self._names)}
         bases = {name: basis for name in self._names if (basis := found[name][1]) is not None}
         return {name: found[name][0] for name in self._names}, bases
+
+    def _handed(self, name: str, number: int) -> tuple[Curve, Basis | None]:
+        """What the process whose turn it was has made, with its weights in a store of this process: one at a time, for
+        they may be on disk here and there."""
+        own = self._mine.get(name)
+        if self._team.size == 1 or name in self._everywhere:
+            assert own is not None
+            return own
+        plain = None if own is None else (replace(own[0], weights=dict(own[0].weights)), own[1])
+        made = self._team.handed(plain, number % self._team.size)
+        assert made is not None
+        weights = self.analysis.program.weights.empty()
+        weights.update(made[0].weights)
+        return (replace(made[0], weights=weights), made[1]) if own is None else own
 
     def _solve(self, name: str, make: Callable[[], tuple[Curve, Basis | None]], *, everywhere: bool = False) -> None:
         """Makes a curve where it is this process's turn."""
         if everywhere or self._team.turn(len(self._names)):
             self._mine[name] = make()
+        if everywhere:  # what reads a stream is no data to hand round
+            self._everywhere.add(name)
         self._names.append(name)
 
     def _moment(self, consumer: Consumer, walk: CalibrationWalk) -> SecondMoment:

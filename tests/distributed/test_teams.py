@@ -75,6 +75,12 @@ def test_all_processes_of_a_team_have_the_same_bits(results: dict[int, Path], me
     assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
+@pytest.mark.parametrize("size", [1, *SIZES])
+def test_weights_on_disk_make_no_difference(results: dict[int, Path], size: int) -> None:
+    kept, streamed = (load_file(results[size] / f"{method}.0.st") for method in ("best", "best on disk"))
+    assert kept.keys() == streamed.keys() and all(torch.equal(kept[name], streamed[name]) for name in kept)
+
+
 def test_norms_are_judged_by_the_data_of_all(results: dict[int, Path]) -> None:
     alone, *team = (
         json.loads((results[size] / f"fasp of images.{rank}.norms").read_text(encoding="utf-8"))

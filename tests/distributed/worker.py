@@ -16,15 +16,28 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fxslim.api import analyze, capture, compress
+from fxslim.api import analyze, capture, compress, load, save
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.stores import Spill
 from fxslim.passes.methods import settings
 from fxslim.passes.team import current_team
 
 WIDTH, HEADS, INNER = 12, 3, 20
 KEEP = 0.7
-IMAGES = " of images"
-METHODS = ("fasp of images", "best", "fasp", "flap", "osscar", "owl", "pca", "asvd", "shortgpt", "foldgpt")
+IMAGES, STREAMED = " of images", " on disk"
+METHODS = (
+    "fasp of images",
+    "best",
+    "best on disk",
+    "fasp",
+    "flap",
+    "osscar",
+    "owl",
+    "pca",
+    "asvd",
+    "shortgpt",
+    "foldgpt",
+)
 
 
 class Block(nn.Module):
@@ -85,12 +98,22 @@ def pictures(count: int = 19) -> list[list[Tensor]]:
     return [[torch.randn(2 + i % 3, 3, 9, 9, generator=generator, dtype=torch.float64)] for i in range(count)]
 
 
+def on_disk(analysis: Analysis, folder: Path) -> Analysis:
+    """The same with weights that are read when they are used, and spilled where they are replaced."""
+    streamed = load(save(analysis.program, folder / "saved"), stream=True)
+    (folder / "spill").mkdir()
+    streamed.weights.spill = Spill(folder / "spill")
+    return analyze(streamed)
+
+
 def work(folder: Path) -> None:
     """Writes the plan and the slim weights of every method."""
     team = current_team()
     for method in METHODS:
-        chosen = settings(method.removesuffix(IMAGES), data=True)
+        chosen = settings(method.removesuffix(IMAGES).removesuffix(STREAMED), data=True)
         analysis, batches = (images(), pictures()) if method.endswith(IMAGES) else (model(), data())
+        if method.endswith(STREAMED):
+            analysis = on_disk(analysis, folder / f"disk-{team.rank}")
         keep = {"foldgpt": 0.85, "shortgpt": 0.85, "pca": 0.65, "fasp of images": 0.4633}.get(method, KEEP)
         plan, applied = compress(analysis, keep, calibration=batches, restore=chosen.restore, **chosen.options())
         norms = () if applied.restoration is None else applied.restoration.norms

@@ -16,13 +16,13 @@ from fxslim.graph.serialize import load, save
 __all__ = ["tiny_llama", "wide_layers"]
 
 
-def tiny_llama(place: Path) -> Path:
-    """Two layers with grouped queries, in sharded safetensors."""
+def tiny_llama(place: Path, layers: int = 2) -> Path:
+    """Layers with grouped queries, in sharded safetensors."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=64, max_position_embeddings=64, tie_word_embeddings=False,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).eval().save_pretrained(place, max_shard_size="20kB")

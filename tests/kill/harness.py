@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fxslim import outputs
 from fxslim.export import export_onnx
 from fxslim.opening import open_model
@@ -24,13 +26,15 @@ from fxslim.run_steps import Unwatched
 from fxslim.slim_options import SlimOptions
 from fxslim.targets import run_recipe
 from tests.fxslim.factories import CLASSIFIER, write_data
+from tests.fxslim.hf import tiny_llama
 from tests.translations import share_translations
 
 __all__ = ["OLD", "SCENARIOS", "Finding", "Point", "count_points", "options_of", "prepare", "try_point"]
 
 NEVER = 1 << 30
 OLD, NEW = 0.9, 0.5  # shares that are kept: they tell the earlier result from the new one
-SCENARIOS = ("fresh", "overwrite", "targets")
+SCENARIOS = ("fresh", "overwrite", "targets", "streamed")
+LAYERS = 4  # of the model that stays on disk: two restored calls in each
 _EXCHANGE = outputs._exchange
 _WRITES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate", "shutil.rmtree"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -92,12 +96,22 @@ def options_of(data: Path, keep: float) -> SlimOptions:
     )
 
 
+def _streamed_options(data: Path, keep: float) -> SlimOptions:
+    return SlimOptions(
+        str(data.with_name("llama")), keep=keep, method="fasp", calibration=str(data.with_name("tokens.npz")),
+        provider="cpu", stream=True, offload_activations=True,
+    )  # fmt: skip
+
+
 def prepare(folder: Path) -> Path:
     """The data of all runs. What children of this process would each load anew is loaded before they are forked."""
     share_translations()
     program = open_model(CLASSIFIER).program
     export_onnx(program, folder / "warm.onnx")
     (folder / "warm.onnx").unlink()
+    ids = np.random.default_rng(0).integers(0, 64, (24, 16))
+    np.savez(folder / "tokens.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    tiny_llama(folder / "llama", LAYERS)
     return write_data(folder / "data.npz")
 
 
@@ -155,7 +169,7 @@ def _before(folder: Path, data: Path, scenario: str) -> None:
 
 
 def _run(folder: Path, data: Path, scenario: str, killer: _Killer, *, again: bool = False) -> None:
-    options, out = options_of(data, NEW), folder / "out"
+    options, out = (_streamed_options if scenario == "streamed" else options_of)(data, NEW), folder / "out"
     if scenario == "targets":
         targets = {"half": options, "int8": replace(options, quantize="dynamic")}
         outcomes = run_recipe(Recipe(options, targets), out, watcher=killer)

@@ -43,6 +43,7 @@ def test_slim_in_two_processes_writes_what_it_writes_in_one(tmp_path: Path, data
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_two_targets_side_by_side(tmp_path: Path, data: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

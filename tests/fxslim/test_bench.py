@@ -113,6 +113,7 @@ def test_a_bundled_model_is_found_again(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["model"] == "digits-resnet"
 
 
+@pytest.mark.slow
 def test_a_decoder_with_its_cache_is_timed_within_its_positions(pristine_opt: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--width", "0.5", *MAGNITUDE, "--task", "text-generation")

@@ -167,6 +167,7 @@ def test_onnx_runtime_generates_what_the_slim_program_does(
     assert torch.equal(generate_greedily(there, ids, NEW), wanted)
 
 
+@pytest.mark.slow
 def test_the_bundled_model_generates(tmp_path: Path) -> None:
     source = load_model("bundled:opt-python", task=TASK)
     _, made = compress(source.program, width=0.75, importance="magnitude", groups=["heads", "neurons"])

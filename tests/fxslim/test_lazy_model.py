@@ -200,6 +200,7 @@ def test_weights_that_are_not_finite_are_found_one_by_one(tmp_path: Path) -> Non
     assert "model.norm.weight" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_configuration_alone_is_good_for_an_analysis(places: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((places("tied") / "config.json").read_text())
     source = load_model(str(tmp_path), stream=True)

@@ -87,6 +87,7 @@ def test_a_distribution_is_used_from_model_to_report(tiny: Path, tmp_path: Path)
     assert [c["kept"] for c in cuts] == [list(range(len(c["kept"]))) for c in cuts], "the first positions stay"
 
 
+@pytest.mark.slow
 def test_a_pass_of_a_distribution_is_asked_for_and_repeated(tiny: Path, tmp_path: Path) -> None:
     plan, text = tmp_path / "plan.json", "unfold-gates{weights=gate}"
     ran = command(tiny, "plan", "fxslim_tiny:model", "--keep", "0.6", "--prepare", text, "-o", plan)

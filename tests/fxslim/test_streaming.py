@@ -78,7 +78,8 @@ class Killer(Unwatched):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are killed in children made by os.fork")
-@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_killed_run_goes_on_from_its_last_step(stream: bool, model: Path, data: Path, tmp_path: Path) -> None:
     slim(options(model, data, stream=stream), tmp_path / "whole")
     child = os.fork()

@@ -16,6 +16,7 @@ from fxslim.graph.errors import InputError
 from fxslim.passes.consumers import find_consumers
 from fxslim.passes.memory import Peak, proof_memory, slice_memory, walk_memory
 from fxslim.passes.methods import Settings
+from fxslim.passes.upstream import choose_upstream
 from fxslim.passes.work import cut_by
 from fxslim.slim_options import SlimOptions
 
@@ -65,7 +66,8 @@ def plan_memory(
         both = chosen.restore in (None, "least-squares") and chosen.metric is None
         second = chosen.importance == "obs" or chosen.metric is not None
         steps["calibrate"] = walk_memory(
-            analysis, batches, consumers=own, passes=2 if both else 1, eliminates=second
+            analysis, batches, consumers=own, eliminates=second,
+            upstream=choose_upstream(analysis, own, batches) if both else "compressed",
         )  # fmt: skip
     return MemoryPlan(own_bytes(), steps)
 

@@ -4,10 +4,11 @@ blocks."""
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -17,6 +18,7 @@ from fxslim.graph.axes.registry import Call
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Expr, expr_size
 from fxslim.graph.axes.weights import weight_like
+from fxslim.graph.liveness import value_bytes
 from fxslim.graph.program import Program, Weight
 from fxslim.passes.batch_norms import subtracted_mean
 
@@ -76,6 +78,13 @@ class Consumer:
         if self.transposed:
             return 1, shape[1], shape[0]
         return self.blocks, shape[0] // self.blocks, math.prod(shape[1:])
+
+    def rows(self, program: Program, symbols: Mapping[sympy.Symbol, int]) -> int:
+        """How many rows of its input it reads: what it returns, over the outputs of one row. Where that depends on the
+        values of data, 1 stands for it."""
+        blocks, outputs, _ = self.shape(program)
+        elements = value_bytes(self.node, symbols) // int(self.node.meta["val"].itemsize)
+        return elements // max(1, blocks * outputs)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as [g, n, k]."""

@@ -16,6 +16,7 @@ from fxslim.graph.liveness import Liveness, liveness, value_bytes
 from fxslim.graph.pieces import pieces, weights_of
 from fxslim.graph.program import Program, bind_symbols
 from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.upstream import Upstream
 
 __all__ = ["Peak", "proof_memory", "slice_memory", "walk_memory"]
 
@@ -40,14 +41,16 @@ class Peak:
 
 def walk_memory(
     analysis: Analysis, batches: Sequence[Sequence[Tensor]], *, consumers: Sequence[Consumer] | None = None,
-    passes: int = 2, eliminates: bool = False,
+    upstream: Upstream = "both", eliminates: bool = False,
 ) -> Peak:  # fmt: skip
-    """The peak of a walk over `batches` that stops at `consumers` (by default all), takes second moments over `passes`
-    evaluators, and refits. `eliminates`: positions are chosen by second order."""
+    """The peak of a walk over `batches` that stops at `consumers` (by default all), takes second moments over the
+    compressed `upstream` or over the original one too, and refits. `eliminates`: positions are chosen by second order.
+    """
     graph = list(analysis.program.graph.nodes)
     index = {node: i for i, node in enumerate(graph)}
     stops = sorted(find_consumers(analysis.axes)[0] if consumers is None else consumers, key=lambda c: index[c.node])
-    counted = _Counted(analysis.program, batches, passes, {c.weight for c in stops})
+    refitted = set[str]() if upstream == "compressed" else {c.weight for c in stops}
+    counted = _Counted(analysis.program, batches, 2 if upstream == "both" else 1, refitted)
     found, position = [], 0
     for consumer in stops:
         target = index[consumer.node]
@@ -67,8 +70,8 @@ class _Counted:
     """What a walk holds, piece by piece."""
 
     def __init__(self, program: Program, batches: Sequence[Sequence[Tensor]], passes: int, refitted: set[str]) -> None:
-        self._program, self._passes = program, passes
-        self._refitted = refitted if passes > 1 else set()  # of these the original and the new one are read
+        self._program = program
+        self._refitted = refitted  # of these the original and the new one are read
         self._offload = program.weights.placement.offload
         self._runs: dict[Liveness, int] = {}
         known: dict[tuple[tuple[int, ...], ...], Liveness] = {}

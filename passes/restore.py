@@ -20,13 +20,13 @@ from fxslim.passes.importance import Chooser
 from fxslim.passes.journal import Finished, Journal, RestoredConsumer, RestoredNorm
 from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
+from fxslim.passes.upstream import Upstream, choose_upstream
 
 __all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "few_tokens", "restore_weights"]
 
 MEAN_MATTERS = 0.01  # of an output: a constant error above this is said where no bias can hold it
 FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
-Upstream = Literal["both", "compressed"]
 By = Literal["least-squares", "bias", "none"]
 
 
@@ -51,7 +51,7 @@ def restore_weights(
     *,
     chooser: Chooser | None = None,
     progress: Progress | None = None,
-    upstream: Upstream = "both",
+    upstream: Upstream | None = None,
     by: By = "least-squares",
     journal: Journal | None = None,
 ) -> Restoration:
@@ -60,8 +60,9 @@ def restore_weights(
 
     The second moments are those of the compressed upstream plus those of the original one: the former alone let a
     refit follow the errors that its upstream makes on the calibration data (`upstream="compressed"`;
-    on an OPT of 12 M parameters at half width perplexity 39.3 instead of 38.7, dense 36.8). Batch norms are compared
-    with the original's, and stay as they are without it.
+    on an OPT of 12 M parameters at half width perplexity 39.3 instead of 38.7, dense 36.8). Where data is plenty, a
+    batch is run through one of the two, in turn (`choose_upstream`, which an `upstream` overrides). Batch norms are
+    compared with the original's, and stay as they are unless every batch runs through both.
 
     `by="bias"` changes biases alone (`shift_bias`), by the compressed upstream; `by="none"` changes nothing, and only
     lets a chooser decide by it.
@@ -75,10 +76,14 @@ def restore_weights(
     if not batches:
         raise InputError("restoration needs calibration data, which is empty", remedy="give at least one batch")
     evaluator = MaskedEvaluator(analysis.axes, selection)
-    both = upstream == "both" and by == "least-squares"
-    walk = CalibrationWalk(evaluator, batches, Evaluator(analysis.program) if both else None)
+    consumers = _consumers(analysis, selection, chooser)
+    if by != "least-squares":
+        upstream = "compressed"
+    upstream = choose_upstream(analysis, consumers, batches) if upstream is None else upstream
+    original = None if upstream == "compressed" else Evaluator(analysis.program)
+    walk = CalibrationWalk(evaluator, batches, original, in_turn=upstream == "in turn")
     work = _Restorer(analysis, evaluator, walk, chooser, by)
-    steps = _steps(analysis, selection, chooser, norms=both, refits=by != "none")
+    steps = _steps(analysis, selection, chooser, norms=upstream == "both", refits=by != "none")
     asked = None if chooser is None else chooser.asked()
     kept = None if journal is None else journal.walk(analysis.program, selection, [asked, by, upstream, len(batches)])
     for number, step in enumerate(steps):

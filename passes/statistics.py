@@ -168,16 +168,17 @@ def digest(batches: Iterable[Iterable[Tensor]]) -> str:
 class CalibrationWalk:
     """Runs a program over all calibration batches up to a given node.
 
-    With a `companion` (another evaluator of the same program) every batch runs through both, and statistics are taken
-    over both. Where the program's store says that activations are offloaded, only those of the running batch are in
-    memory.
+    With a `companion` (another evaluator of the same program) every batch runs through both, or through one of them in
+    turn, and statistics are taken over both. Where the program's store says that activations are offloaded, only those
+    of the running batch are in memory.
     """
 
     def __init__(
         self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]], companion: Evaluator | None = None,
-        team: Team | None = None,
+        team: Team | None = None, *, in_turn: bool = False,
     ) -> None:  # fmt: skip
-        """`team` are the processes that divide the batches, by default those that this one is among."""
+        """`team` are the processes that divide the batches, by default those that this one is among. `in_turn`: a batch
+        runs through the evaluator or through its companion, the first through the evaluator."""
         if not batches:
             raise InputError("the calibration data is empty", remedy="give at least one batch")
         self.evaluator = evaluator
@@ -185,17 +186,17 @@ class CalibrationWalk:
         self.team = current_team() if team is None else team
         self.batches = len(batches)
         self.mine = self.team.share(len(batches))
-        self._runs = [_Run(e, batches[i]) for i in self.mine for e in self._evaluators]
+        every = len(self._evaluators)
+        self.passes = 1 if in_turn else every  # evaluators that a batch runs through: its values follow each other
+        self._runs = [
+            _Run(e, batches[i]) for i in self.mine for turn, e in enumerate(self._evaluators)
+            if not in_turn or i % every == turn
+        ]  # fmt: skip
         self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
         self._position = 0
         self._held = ExitStack()  # weights of the call before which the walk stands
         weakref.finalize(self, self._held.close)
-
-    @property
-    def passes(self) -> int:
-        """How many evaluators every batch runs through: the values of a batch follow each other."""
-        return len(self._evaluators)
 
     def advance_to(self, node: fx.Node) -> None:
         """Evaluates everything before `node`, batch by batch; its own weights are in memory then."""

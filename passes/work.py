@@ -6,10 +6,9 @@ a machine does it, and the bytes that everything else reads and writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-import sympy
 from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis, Group
@@ -22,10 +21,10 @@ from fxslim.passes.low_rank import find_matrices
 from fxslim.passes.methods import Settings
 from fxslim.passes.stream_curve import SHARES
 from fxslim.passes.subspaces import find_subspaces
+from fxslim.passes.upstream import choose_upstream
 
 __all__ = ["Rates", "Work", "count_work", "cut_by"]
 
-Symbols = Mapping[sympy.Symbol, int]
 _LADDER = 5  # ridges that a refit tries, and once more with all data
 _PROBED = 0.5  # of a forward pass: a probe runs what comes behind the change, half of the model on average
 _DECOMPOSED = 10.0  # FLOPs of a symmetric eigendecomposition over n^3
@@ -97,7 +96,7 @@ def count_work(
     if further:
         found = {"forward": counted.forward * further, "moments": counted.moments(consumers) * further}
     restoring = chosen.restore in (None, "least-squares")
-    passes = (2 if restoring else 1) * rounds
+    passes = (2 if restoring and choose_upstream(analysis, consumers, batches) == "both" else 1) * rounds
     walk = {
         "forward": counted.forward * passes, "moments": counted.moments(consumers) * passes,
         "solves": _sum(_refit(*c.shape(analysis.program)) for c in consumers) * (rounds if restoring else 0),
@@ -130,10 +129,10 @@ class _Counted:
         return _sum(self._moment(c) for c in consumers)
 
     def _moment(self, consumer: Consumer) -> Work:
-        blocks, outputs, columns = consumer.shape(self.analysis.program)
+        blocks, _, columns = consumer.shape(self.analysis.program)
         total = Work()
         for batch, count in self._kinds:
-            rows = _rows(consumer, bind_symbols(self.analysis.program, batch), blocks, outputs)
+            rows = consumer.rows(self.analysis.program, bind_symbols(self.analysis.program, batch))
             square = 8.0 * blocks * columns**2
             total += Work(single=float(rows) * blocks * columns**2, bandwidth=3 * square) * count
         return total
@@ -162,12 +161,6 @@ class _Counted:
             "forward": self.forward, "moments": self.moments(list(walked.values())), "curves": curves,
             "probes": self.probe * (_PROBED * probes),
         }  # fmt: skip
-
-
-def _rows(consumer: Consumer, symbols: Symbols, blocks: int, outputs: int) -> int:
-    """How many rows of its input a call reads: what it returns, over the outputs of one row."""
-    elements = value_bytes(consumer.node, symbols) // int(consumer.node.meta["val"].itemsize)
-    return elements // max(1, blocks * outputs)
 
 
 def _refit(blocks: int, outputs: int, columns: int) -> Work:

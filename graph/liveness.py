@@ -17,7 +17,7 @@ from fxslim.graph.axes.terms import size_of
 from fxslim.graph.evaluate import last_uses
 from fxslim.graph.program import Program, bind_symbols
 
-__all__ = ["Liveness", "liveness", "value_bytes"]
+__all__ = ["Liveness", "liveness", "number_of", "value_bytes"]
 
 aten = torch.ops.aten
 _MAYBE_COPIES = (aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints)  # of what is not in order
@@ -70,12 +70,13 @@ def value_bytes(node: fx.Node, symbols: Mapping[sympy.Symbol, int], *, double: b
         if isinstance(tensor, Tensor):
             numel = 1
             for size in tensor.shape:
-                numel *= _number(size, symbols)
+                numel *= number_of(size, symbols)
             total += numel * (_DOUBLE if double and tensor.is_floating_point() else tensor.dtype.itemsize)
     return total
 
 
-def _number(size: Any, symbols: Mapping[sympy.Symbol, int]) -> int:
+def number_of(size: Any, symbols: Mapping[sympy.Symbol, int]) -> int:
+    """A size under the values of symbols; 1 where it depends on the values of data."""
     known: Any = size_of(size)
     known = known if isinstance(known, int) else known.subs(dict(symbols))
     return int(known) if isinstance(known, int) or known.is_number else 1

@@ -20,7 +20,7 @@ def divergence(
     total = 0.0
     for name, old, new in zip(names, original, changed, strict=True):
         if isinstance(old, Tensor) and old.is_floating_point() and old.numel() and name not in caches:
-            if not bool(new[old.isfinite()].isfinite().all()):
+            if not bool((new.isfinite() | ~old.isfinite()).all()):
                 return float("inf")
             total += _kl(old, new) if "logits" in name and old.shape[-1] > 1 else _relative(old, new)
     return total

@@ -26,7 +26,7 @@ from fxslim.passes.options import PlanOptions, matches_weight, patterns, uncount
 from fxslim.passes.outliers import outlier_shares, shifted, width_offsets
 from fxslim.passes.plan import Cut, Plan
 from fxslim.passes.prepare import preparations_of
-from fxslim.passes.probe import probe
+from fxslim.passes.probe import few_examples, probe
 from fxslim.passes.products import find_products, product_curve, product_scores
 from fxslim.passes.restore import By, Restoration, restore_weights
 from fxslim.passes.sized import Sized, with_pairs
@@ -238,9 +238,10 @@ class Planning:
         found = survey(self.analysis, weighted, self.subspaces, fitted(self.batches), self.progress, self.matrices)
         found.curves.update((n, product_curve(s)) for n, s in self._scored_products(self.chosen).items())
         changed = rebase(self.analysis, found, tuple(found.bases))
+        few = few_examples(self.analysis, self.batches[-1])
         for program, in_basis in ((changed, True), (Rebased(self.analysis), False)):
             own = {n: c for n, c in found.curves.items() if (n in found.bases) == in_basis}
-            probe(program.analysis, own, program.inputs(self.batches[-1:])[0], self.progress)
+            probe(program.analysis, own, program.inputs([few])[0], self.progress)
         if self.surveys is not None:
             self.surveys[key] = found
         return found

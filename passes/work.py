@@ -19,6 +19,7 @@ from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.low_rank import find_matrices
 from fxslim.passes.methods import Settings
+from fxslim.passes.probe import few_examples
 from fxslim.passes.stream_curve import SHARES
 from fxslim.passes.subspaces import find_subspaces
 from fxslim.passes.upstream import choose_upstream
@@ -116,7 +117,7 @@ class _Counted:
             shapes.setdefault(tuple(tuple(t.shape) for t in batch), []).append(batch)
         self._kinds = [(same[0], len(same)) for same in shapes.values()]
         self.forward = _sum(self._forward(batch) * count for batch, count in self._kinds)
-        self.probe = self._forward(batches[-1])
+        self.probe = self._forward(few_examples(analysis, batches[-1]))
 
     def _forward(self, batch: Sequence[Tensor]) -> Work:
         program, symbols = self.analysis.program, bind_symbols(self.analysis.program, batch)

@@ -11,7 +11,7 @@ from fxslim.graph.capture import capture
 from fxslim.graph.evaluate import Evaluator, MaskedEvaluator
 from fxslim.passes.divergence import divergence
 from fxslim.passes.importance import magnitude, top
-from fxslim.passes.probe import probe
+from fxslim.passes.probe import few_examples, probe
 from fxslim.passes.survey import Curve
 
 SAME = 1e-12  # float64, the same operations
@@ -53,3 +53,17 @@ def test_every_probe_is_a_run_with_that_change_alone() -> None:
         assert wanted > 0 and curve.effect is not None and abs(curve.effect - wanted) <= SAME * wanted, name
     assert len({c.effect for c in curves.values()}) == len(curves) > 4
     assert not curves[weight].weights, "what was tried is not held any longer"
+
+
+def test_few_examples_have_few_rows() -> None:
+    analysis = analyze(capture(Deep().eval(), (torch.randn(3, 4, 8),), dynamic_shapes=({0: "b", 1: "s"},)))
+    batch = [torch.randn(6, 5, 8)]  # five rows of logits for each example
+    assert [len(few_examples(analysis, batch, most)[0]) for most in (30, 29, 15, 9, 1)] == [6, 5, 3, 1, 1]
+    (few,) = few_examples(analysis, batch, 15)
+    assert torch.equal(few, batch[0][:3])
+
+
+def test_a_batch_of_fixed_size_stays_whole() -> None:
+    analysis = analyze(capture(Deep().eval(), (torch.randn(3, 4, 8),)))
+    (whole,) = few_examples(analysis, [torch.randn(3, 4, 8)], 1)
+    assert len(whole) == 3

@@ -169,9 +169,9 @@ def _scope(node: fx.Node) -> Scope:
     return tuple((str(key), str(path), str(kind)) for key, (path, kind) in stack.items())
 
 
-def _restore_scopes(program: Program, data: Mapping[str, Any]) -> None:
-    """Tells the calls of a program that was traced again in which modules they were made: those of the saved one, where
-    its calls are the same in the same order."""
+def _restore_calls(program: Program, data: Mapping[str, Any]) -> None:
+    """Tells the calls of a program that was traced again their names and in which modules they were made: those of the
+    saved one, where its calls are the same in the same order."""
     scopes = [{str(key): (str(path), str(kind)) for key, path, kind in scope} for scope in data.get("scopes", ())]
     entries = [entry for entry in data["nodes"] if entry["op"] == "call_function"]
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
@@ -179,6 +179,24 @@ def _restore_scopes(program: Program, data: Mapping[str, Any]) -> None:
         return
     for node, entry in zip(calls, entries, strict=True):
         node.meta["nn_module_stack"] = dict(scopes[entry["scope"]]) if "scope" in entry else {}
+    named = {entry["target"]: entry["name"] for entry in data["nodes"] if entry["op"] == "get_attr"}
+    wanted = {node: entry["name"] for node, entry in zip(calls, entries, strict=True)}
+    wanted |= {n: named.get(n.target, n.name) for n in program.graph.nodes if n.op == "get_attr"}
+    program.graph = _renamed(program.graph, wanted)
+
+
+def _renamed(graph: fx.Graph, wanted: Mapping[fx.Node, str]) -> fx.Graph:
+    """The same graph with other names; as it is where two nodes would have one name."""
+    names = [wanted.get(node, node.name) for node in graph.nodes]
+    if len(set(names)) < len(names):
+        return graph
+    result, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    result.set_codegen(graph._codegen)
+    for node, name in zip(graph.nodes, names, strict=True):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
+        made[node] = result.create_node(node.op, node.target, args, kwargs, name=name, type_expr=node.type)
+        made[node].meta = dict(node.meta)
+    return result
 
 
 def _drop_added_copies(program: Program, data: Mapping[str, Any]) -> None:
@@ -328,7 +346,7 @@ def _decode_program(
     program.names = {str(k): str(v) for k, v in data.get("names", {}).items()}
     program.info = {name: info[name] for name in program.info}
     _drop_added_copies(program, data)
-    _restore_scopes(program, data)
+    _restore_calls(program, data)
     return program
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from torch import Tensor
 
@@ -82,6 +82,7 @@ def check_options(options: PlanOptions) -> None:
     _known("importance", options.get("importance", "magnitude"), importance_names())
     _known("budget", options.get("budget", "uniform"), BUDGETS)
     _known("metric", options.get("metric"), (None, *METRICS))
+    _known("restoration", options.get("restore"), (None, *get_args(By)))
     round_to = options.get("round_to", 1)
     if not isinstance(round_to, int) or round_to < 1:
         raise InputError(f"round_to must be a whole number of at least 1, got {round_to}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import sympy
 from torch import Tensor, fx
 
 from fxslim.graph.axes.groups import Analysis, Group
 from fxslim.graph.axes.select import Kept, Selection
 from fxslim.graph.evaluate import MaskedEvaluator
-from fxslim.graph.liveness import number_of, value_bytes
+from fxslim.graph.liveness import number_of
 from fxslim.graph.program import bind_symbols
 from fxslim.graph.stores import entry_in
 from fxslim.passes.divergence import divergence
@@ -22,32 +21,25 @@ from fxslim.passes.team import current_team
 
 __all__ = ["PROBED", "few_examples", "probe"]
 
-# Rows of an output, words or images: one number for each change is estimated, and all from the same rows.
+# Words or other examples: one number for each change is estimated, and all from the same ones.
 PROBED = 512
 
 
 def few_examples(analysis: Analysis, inputs: Sequence[Tensor], most: int = PROBED) -> list[Tensor]:
-    """The first examples of a batch, at least one, whose outputs have together no more rows than `most`; all where the
-    inputs have no dynamic first dimension in common."""
-    program, axes = analysis.program, analysis.axes
-    first = [program.dynamic.get(name, {}).get(0) for name in program.input_names]
-    if len({name for name in first if name is not None}) != 1:
+    """The first examples of a batch of words whose logits have no more rows than `most`, at least one; of other data
+    the first `most`. All where the examples cannot be told apart: they are the first dimension of every input, which is
+    dynamic and nothing else."""
+    program = analysis.program
+    sizes = [program.dynamic.get(name, {}) for name in program.input_names]
+    dims = {of.get(0) for of in sizes}
+    if len(dims) != 1 or None in dims or any(dims & {n for d, n in of.items() if d} for of in sizes):
         return list(inputs)
-    count = min(len(value) for name, value in zip(first, inputs, strict=True) if name is not None)
-    symbols, caches = bind_symbols(program, inputs), set(axes.caches.values())
     named = zip(program.output_names, program.output_nodes, strict=True)
-    rows = [_rows(node, symbols) for name, node in named if isinstance(node, fx.Node) and name not in caches]
-    kept = max(1, min(count, most * count // max([1, *rows])))
-    return [value if name is None else value[:kept] for name, value in zip(first, inputs, strict=True)]
-
-
-def _rows(node: fx.Node, symbols: Mapping[sympy.Symbol, int]) -> int:
-    """How many vectors, along the last dimension, a value consists of."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.dim():
-        return 0
-    last = number_of(value.shape[-1], symbols)
-    return value_bytes(node, symbols) // (value.dtype.itemsize * max(1, last))
+    shapes = [n.meta["val"].shape for name, n in named if isinstance(n, fx.Node) and "logits" in name]
+    symbols, count = bind_symbols(program, inputs), len(inputs[0])
+    words = [number_of(shape[1], symbols) for shape in shapes if len(shape) == 3]
+    kept = max(1, min(count, most // max([1, *words])))
+    return [value[:kept] for value in inputs]
 
 
 def probe(

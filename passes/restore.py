@@ -20,7 +20,7 @@ from fxslim.passes.importance import Chooser
 from fxslim.passes.journal import Finished, Journal, RestoredConsumer, RestoredNorm
 from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
-from fxslim.passes.upstream import Upstream, choose_upstream
+from fxslim.passes.upstream import Upstream, choose_upstream, turns_of
 
 __all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "few_tokens", "restore_weights"]
 
@@ -81,7 +81,7 @@ def restore_weights(
         upstream = "compressed"
     upstream = choose_upstream(analysis, consumers, batches) if upstream is None else upstream
     original = None if upstream == "compressed" else Evaluator(analysis.program)
-    walk = CalibrationWalk(evaluator, batches, original, in_turn=upstream == "in turn")
+    walk = CalibrationWalk(evaluator, batches, original, turns=turns_of(batches) if upstream == "in turn" else None)
     work = _Restorer(analysis, evaluator, walk, chooser, by)
     steps = _steps(analysis, selection, chooser, norms=upstream == "both", refits=by != "none")
     asked = None if chooser is None else chooser.asked()

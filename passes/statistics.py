@@ -111,7 +111,7 @@ def _include(matrix: Tensor, columns: Tensor) -> None:
     for start in range(0, width, _STRIP):
         strip = slice(start, min(start + _STRIP, width))
         matrix[:, strip, start:-1] += columns[..., strip].transpose(1, 2) @ columns[..., start:]
-    matrix[:, :-1, -1] += columns.sum(1)
+    matrix[:, :-1, -1] += columns.sum(1, dtype=torch.float64)
     matrix[:, -1, -1] += columns.shape[1]
 
 
@@ -150,6 +150,11 @@ class Moments(MutableMapping[fx.Node, SecondMoment]):
         return len(self._nodes)
 
 
+def learned_of(batches: int) -> int:
+    """How many of so many batches are learned from: the first ones. The others are held out."""
+    return batches - max(1, batches // HELD_OUT_EVERY)
+
+
 def split_rows(every: Sequence[Tensor], over: Callable[[Iterable[Tensor]], S]) -> tuple[S, S]:
     """The sums of a statistic of [g, tokens, k] over most rows, and over every eighth."""
     held = torch.arange(every[0].shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
@@ -175,10 +180,10 @@ class CalibrationWalk:
 
     def __init__(
         self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]], companion: Evaluator | None = None,
-        team: Team | None = None, *, in_turn: bool = False,
+        team: Team | None = None, *, turns: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        """`team` are the processes that divide the batches, by default those that this one is among. `in_turn`: a batch
-        runs through the evaluator or through its companion, the first through the evaluator."""
+        """`team` are the processes that divide the batches, by default those that this one is among. `turns` says of
+        each batch which it runs through: 0 is the evaluator, 1 the companion; by default it runs through both."""
         if not batches:
             raise InputError("the calibration data is empty", remedy="give at least one batch")
         self.evaluator = evaluator
@@ -186,11 +191,11 @@ class CalibrationWalk:
         self.team = current_team() if team is None else team
         self.batches = len(batches)
         self.mine = self.team.share(len(batches))
-        every = len(self._evaluators)
-        self.passes = 1 if in_turn else every  # evaluators that a batch runs through: its values follow each other
+        # Evaluators that a batch runs through: its values follow each other.
+        self.passes = len(self._evaluators) if turns is None else 1
         self._runs = [
             _Run(e, batches[i]) for i in self.mine for turn, e in enumerate(self._evaluators)
-            if not in_turn or i % every == turn
+            if turns is None or turns[i] == turn
         ]  # fmt: skip
         self._nodes: list[fx.Node] = list(evaluator.program.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
@@ -246,7 +251,7 @@ class CalibrationWalk:
         passes = self.passes if passes is None else passes
         if self.batches == 1:
             return split_rows(list(columns), over)
-        learned = self.batches - max(1, self.batches // HELD_OUT_EVERY)
+        learned = learned_of(self.batches)
         parts, own = iter(columns), sum(i < learned for i in self.mine) * passes
         first = [over(itertools.islice(parts, own))] if own else []
         second = [over(parts)] if len(self.mine) * passes > own else []

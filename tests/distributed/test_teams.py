@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fxslim.graph.errors import InputError
+from fxslim.passes.consumers import find_consumers
 from fxslim.passes.team import ALONE, Team, current_team
-from tests.distributed.worker import METHODS, work
+from fxslim.passes.upstream import choose_upstream
+from tests.distributed.worker import METHODS, data, images, model, work
 
 ROUNDING = 1e-8  # of a weight, relative: sums in another order, through a solve in float64
-SIZES = (3,)
+SIZES = (2, 3)
 
 
 def launch(size: int, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -55,6 +57,12 @@ def _plan(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found["predicted"].pop("loss", None)  # a sum of curves: it differs in its last digits
     return found
+
+
+def test_the_data_is_plenty_and_run_in_turn() -> None:
+    """What each process of a team then has of the two upstreams is another part for every size."""
+    assert choose_upstream(model(), find_consumers(model().axes)[0], data()) == "in turn"
+    assert choose_upstream(images(), find_consumers(images().axes)[0], data()) == "both"
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -160,6 +160,16 @@ def test_what_is_saved_again_is_the_same(tmp_path: Path) -> None:
         assert (second / file.name).read_bytes() == file.read_bytes()
 
 
+def test_names_of_calls_survive(tmp_path: Path) -> None:
+    """Tracing a loaded program anew would give other ones, and a run that goes on from it would write other files."""
+    first = save(capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), (torch.randn(2, 4),)), tmp_path / "first")
+    graph = first / "graph.json"
+    assert graph.read_text().count('"relu"') > 1
+    graph.write_text(graph.read_text().replace('"relu"', '"relu_7"'))
+    again = save(load(first), tmp_path / "second")
+    assert (again / "graph.json").read_bytes() == graph.read_bytes()
+
+
 def test_operators_of_others_with_a_rule_are_saved_and_loaded_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -61,6 +62,29 @@ def test_few_examples_have_few_rows() -> None:
     assert [len(few_examples(analysis, batch, most)[0]) for most in (30, 29, 15, 9, 1)] == [6, 5, 3, 1, 1]
     (few,) = few_examples(analysis, batch, 15)
     assert torch.equal(few, batch[0][:3])
+
+
+class Beside(nn.Module):
+    """What stands beside `x` has its examples elsewhere, or refers to them by number."""
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
+        if other.dtype == torch.int64:
+            return {"logits": x[other]}
+        return {"logits": other @ x if other.dim() == 2 else x + other.squeeze(0)}
+
+
+EDGES = torch.zeros(2, 9, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("other", "dims"),
+    [(torch.randn(6, 6), {0: "n", 1: "n"}), (EDGES, {1: "e"}), (torch.randn(1, 6, 8), {1: "n"})],
+    ids=["mask", "edges", "state"],
+)
+def test_examples_that_cannot_be_told_apart_stay_together(other: torch.Tensor, dims: dict[int, str]) -> None:
+    inputs = (torch.randn(6, 8), other)
+    analysis = analyze(capture(Beside(), inputs, dynamic_shapes=({0: "n"}, dims)))
+    assert [len(value) for value in few_examples(analysis, list(inputs), 2)] == [6, len(other)]
 
 
 def test_a_batch_of_fixed_size_stays_whole() -> None:

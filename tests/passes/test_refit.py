@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxslim.passes import refit as refit_module
 from fxslim.passes.refit import LADDER, refit, residual, shift_bias
 from fxslim.passes.statistics import SecondMoment
 
@@ -80,11 +81,25 @@ def test_the_calibration_residual_is_never_raised(seed: int) -> None:
     assert float(residual(full, got, x)) <= float(residual(full, sliced, x)) * (1 + CLOSE)
 
 
-def test_the_residual_is_the_error_of_the_outputs() -> None:
+@pytest.mark.parametrize("strip", [1, 4, 384])
+def test_the_residual_is_the_error_of_the_outputs(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit_module, "_STRIP", strip)
     x, w, other = correlated(30, 5, 0.5), torch.randn(1, 4, 6).double(), torch.randn(1, 4, 6).double()
     ones = torch.cat([x, torch.ones(30, 1).double()], 1)
     direct = (ones @ w[0].T - ones @ other[0].T).square().sum()
     torch.testing.assert_close(residual(w, other, moment(x)), direct)
+
+
+@pytest.mark.parametrize(("tokens", "tried"), [(400, 2), (10, 5)])
+def test_ridges_are_tried_until_the_error_rises_where_data_is_plenty(
+    tokens: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them is the best of these; with little data there could be a further least."""
+    x, asked = correlated(tokens, 6, 0.5), []
+    solve = refit_module._solve
+    monkeypatch.setattr(refit_module, "_solve", lambda s, p, ridge: asked.append(ridge) or solve(s, p, ridge))
+    result = refit(torch.randn(1, 4, 6).double(), None, kept_of(6, 5), moment(x), moment(x))
+    assert result.ridge == LADDER[0] and asked == [*LADDER[:tried], LADDER[0]]
 
 
 def test_uncorrelated_columns_leave_nothing_to_refit() -> None:

@@ -13,7 +13,7 @@ from fxslim.passes.methods import settings
 from fxslim.passes.planner import make_plan
 from fxslim.passes.restore import restore_weights
 from fxslim.passes.statistics import CalibrationWalk
-from fxslim.passes.upstream import PLENTY, choose_upstream
+from fxslim.passes.upstream import PLENTY, choose_upstream, turns_of
 from fxslim.passes.work import count_work
 from tests.passes.conftest import Analyse
 from tests.passes.residual import layered
@@ -40,6 +40,16 @@ def test_plenty_of_data_is_run_in_turn(pair: Analysis) -> None:
     assert choose_upstream(pair, [], data()) == "both"
 
 
+def test_turns_are_as_much_for_both_and_have_no_rhythm() -> None:
+    batches = [[torch.randn(rows, 4)] for rows in (2, 126) * 20]
+    turns = turns_of(batches)
+    assert turns == turns_of(batches)
+    for part in (slice(0, 35), slice(35, 40)):  # what is learned from, and what is held out
+        words = [sum(len(b[0]) for b, t in zip(batches[part], turns[part], strict=True) if t == own) for own in (0, 1)]
+        assert abs(words[0] - words[1]) <= 126 and min(words) > 0
+    assert set(turns[::2]) == set(turns[1::2]) == {0, 1}
+
+
 def test_norms_are_compared_batch_by_batch(analyse: Analyse) -> None:
     module = nn.Sequential(nn.Linear(4, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
     assert chosen(analyse(module, torch.randn(6, 4), dynamic=({0: "rows"},)), data(rows=10 * ROWS)) == "both"
@@ -50,10 +60,10 @@ def test_batches_run_through_one_of_two_in_turn(pair: Analysis) -> None:
     second.set_weight("up.weight", torch.zeros(WIDTH, 4))
     second.set_weight("up.bias", torch.zeros(WIDTH))
     consumer = next(c for c in find_consumers(pair.axes)[0] if c.weight == "down.weight")
-    walk = CalibrationWalk(first, batches, second, in_turn=True)
+    walk = CalibrationWalk(first, batches, second, turns=[0, 1, 1, 0, 1])
     walk.advance_to(consumer.node)
     assert walk.passes == 1
-    assert [bool(value.any()) for value in walk.values(consumer.source)] == [True, False, True, False, True]
+    assert [bool(value.any()) for value in walk.values(consumer.source)] == [True, False, False, True, False]
     learned, held_out = walk.split(
         walk.columns(consumer), lambda parts: torch.tensor([p.shape[1] for p in parts]).sum()
     )

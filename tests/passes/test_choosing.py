@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from fxslim.api import apply_plan, compress
 from fxslim.graph.axes.groups import Analysis
+from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
+from fxslim.passes import restore
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import BY_DATA, Importance, choose, position_scores, problem
 from fxslim.passes.planner import PlanOptions, make_plan, plan_and_restore
@@ -158,3 +162,18 @@ def test_weights_alone_may_choose_beside_subspaces(importance: Importance) -> No
     analysis, data = opened("bottleneck")
     plan = make_plan(analysis, width=0.5, importance=importance, subspace=True, calibration=data)
     assert {c.kind: c.subspace for c in plan.cuts} == {"rank": True, "neurons": False}
+
+
+@pytest.mark.parametrize(("by", "refits"), [("none", 0), ("bias", 0), ("least-squares", 1)])
+def test_a_plan_is_refitted_only_where_it_is_to_be_restored_so(
+    by: Any, refits: int, pair: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve, solved = restore.refit, []
+    monkeypatch.setattr(restore, "refit", lambda *args: solved.append(args) or solve(*args))
+    plan, _ = compress(pair, width=0.5, importance="fasp", calibration=batches(), restore=by)
+    assert len(plan.cuts) == 1 and len(solved) == refits
+
+
+def test_a_restoration_that_there_is_not_is_refused(pair: Analysis) -> None:
+    with pytest.raises(InputError, match="unknown restoration 'Bias'"):
+        compress(pair, width=0.5, importance="fasp", calibration=batches(), restore="Bias")  # type: ignore[arg-type]

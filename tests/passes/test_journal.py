@@ -19,6 +19,8 @@ from fxslim.passes.plan import Plan
 from tests.models.stored import stored
 from tests.passes.residual import batches, layered
 
+MANY = 16  # batches: with so many each runs through one upstream
+
 
 class Killed(Exception):
     """What ends a walk."""
@@ -33,7 +35,7 @@ def run(analysis: Analysis, folder: Path | None, end: int | None = None, *, kill
 
     journal = None if folder is None else Journal(folder)
     return compress(
-        analysis, 0.8, calibration=batches(3), importance="fasp", progress=progress, journal=journal,
+        analysis, 0.8, calibration=batches(MANY), importance="fasp", progress=progress, journal=journal,
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def test_a_damaged_step_is_done_again(damage: str, tmp_path: Path, solves: list[
 def test_steps_of_another_walk_are_not_taken(tmp_path: Path, solves: list[int]) -> None:
     run(layered(), tmp_path)
     solves.clear()
-    compress(layered(), 0.69, calibration=batches(3), importance="fasp", journal=Journal(tmp_path))
+    compress(layered(), 0.69, calibration=batches(MANY), importance="fasp", journal=Journal(tmp_path))
     assert len(solves) > 3
 
 

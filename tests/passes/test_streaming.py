@@ -46,11 +46,12 @@ def test_a_method_off_disk_does_what_it_does_in_memory(method: str, offload: boo
     assert all(isinstance(e, FileTensor) for e in entries)
 
 
-def test_every_weight_is_read_once_in_a_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [3, 16])  # batches that run through both upstreams, and through one in turn
+def test_every_weight_is_read_once_in_a_walk(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     analysis = stored(layered(), tmp_path)
     plan = make_plan(analysis, width=0.5)
     reads = count_reads(monkeypatch)
-    restored = restore_weights(analysis, plan.selection(analysis), batches(3))
+    restored = restore_weights(analysis, plan.selection(analysis), batches(count))
     assert restored.rows and all(isinstance(restored.weights.entry(n), FileTensor) for n in restored.weights)  # type: ignore[attr-defined]
     original = {key: n for key, n in reads.items() if key[0] == "weights.safetensors"}
     assert len(original) >= len(restored.rows) and set(original.values()) == {1}

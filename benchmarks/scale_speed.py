@@ -29,7 +29,7 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds that nothing can go below: one forward over the data, second moments, one solve for each call."""
+    """Seconds of what has to be computed: one forward over the data, second moments, one solve for each call."""
 
     forward: float  # measured, up to the last call that is restored
     whole_forward: float  # measured, to the logits

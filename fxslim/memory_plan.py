@@ -63,11 +63,10 @@ def plan_memory(
     }
     if batches:
         own = cut_by(analysis, chosen, groups, inexact=inexact)[1] or find_consumers(analysis.axes)[0]
-        both = chosen.restore in (None, "least-squares") and chosen.metric is None
         second = chosen.importance == "obs" or chosen.metric is not None
         steps["calibrate"] = walk_memory(
             analysis, batches, consumers=own, eliminates=second,
-            upstream=choose_upstream(analysis, own, batches) if both else "compressed",
+            upstream=choose_upstream(analysis, own, batches) if chosen.refits else "compressed",
         )  # fmt: skip
     return MemoryPlan(own_bytes(), steps)
 

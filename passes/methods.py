@@ -42,6 +42,11 @@ class Settings:
     metric: Metric | None = None  # linear maps become pairs of a low rank instead; how their inputs are weighed
     rounds: int = 1  # of choosing positions
 
+    @property
+    def refits(self) -> bool:
+        """Whether consumers are refitted by least squares, where there is data."""
+        return self.restore in (None, "least-squares") and self.metric is None
+
     def options(self) -> Choices:
         """What they say to a plan."""
         return {

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from fxslim.passes.statistics import SecondMoment
 
-__all__ = ["LADDER", "Refit", "mean_error", "refit", "residual", "shift_bias"]
+__all__ = ["FEW_TOKENS", "LADDER", "Refit", "mean_error", "refit", "residual", "shift_bias"]
 
 # Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up instead of crashing.
 LADDER = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-PLENTY = 4  # training tokens for each column, from which on held-out errors fall and then rise
+FEW_TOKENS = 4.0  # for each column: with fewer a refit may not carry over, and held-out errors have several leasts
 _STRIP = 384  # columns of a second moment that are multiplied at once
 
 
@@ -73,7 +73,7 @@ def refit(
             error = float(residual(target, candidate, held_out)) / scale
             if error < best:
                 best, best_ridge = error, ridge
-            elif best_ridge is not None and train.count >= PLENTY * mask.shape[1]:
+            elif best_ridge is not None and train.count >= FEW_TOKENS * mask.shape[1]:
                 break  # past the least: larger ridges draw further; with little data there may be a further least
     candidate, count, columns = None, train.count + held_out.count, int(mask.sum(1).max())
     final = None

@@ -18,14 +18,13 @@ from fxslim.passes.batch_norms import BatchNorm, Compared, find_batch_norms, ree
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.importance import Chooser
 from fxslim.passes.journal import Finished, Journal, RestoredConsumer, RestoredNorm
-from fxslim.passes.refit import Refit, mean_error, refit, shift_bias
+from fxslim.passes.refit import FEW_TOKENS, Refit, mean_error, refit, shift_bias
 from fxslim.passes.statistics import CalibrationWalk, SecondMoment
 from fxslim.passes.upstream import Upstream, choose_upstream, turns_of
 
 __all__ = ["FEW_TOKENS", "Restoration", "RestoredConsumer", "RestoredNorm", "few_tokens", "restore_weights"]
 
 MEAN_MATTERS = 0.01  # of an output: a constant error above this is said where no bias can hold it
-FEW_TOKENS = 4.0  # fewer calibration tokens than this for each column: a warning
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 By = Literal["least-squares", "bias", "none"]
 
@@ -76,14 +75,14 @@ def restore_weights(
     if not batches:
         raise InputError("restoration needs calibration data, which is empty", remedy="give at least one batch")
     evaluator = MaskedEvaluator(analysis.axes, selection)
-    consumers = _consumers(analysis, selection, chooser)
+    consumers = None if by == "none" else _consumers(analysis, selection, chooser)
     if by != "least-squares":
         upstream = "compressed"
-    upstream = choose_upstream(analysis, consumers, batches) if upstream is None else upstream
+    upstream = choose_upstream(analysis, consumers or (), batches) if upstream is None else upstream
     original = None if upstream == "compressed" else Evaluator(analysis.program)
     walk = CalibrationWalk(evaluator, batches, original, turns=turns_of(batches) if upstream == "in turn" else None)
     work = _Restorer(analysis, evaluator, walk, chooser, by)
-    steps = _steps(analysis, selection, chooser, norms=upstream == "both", refits=by != "none")
+    steps = _steps(analysis, selection, chooser, consumers, norms=upstream == "both")
     asked = None if chooser is None else chooser.asked()
     kept = None if journal is None else journal.walk(analysis.program, selection, [asked, by, upstream, len(batches)])
     for number, step in enumerate(steps):
@@ -103,15 +102,17 @@ def restore_weights(
 
 
 def _steps(
-    analysis: Analysis, selection: Selection, chooser: Chooser | None, *, norms: bool, refits: bool
-) -> list[Consumer | BatchNorm]:
-    """Consumers and norms in the order of the graph; nothing where nothing is cut. Where nothing is refitted, those
+    analysis: Analysis, selection: Selection, chooser: Chooser | None, consumers: Sequence[Consumer] | None, *,
+    norms: bool,
+) -> list[Consumer | BatchNorm]:  # fmt: skip
+    """Consumers and norms in the order of the graph; nothing where nothing is cut. Without `consumers` to refit, those
     that decide something."""
     if not selection.kept and chooser is None:
         return []
     order = {node: i for i, node in enumerate(analysis.program.graph.nodes)}
-    consumers = _consumers(analysis, selection, chooser) if refits else [] if chooser is None else chooser.deciding()
-    found = [*consumers, *(find_batch_norms(analysis.program) if norms else ())]
+    if consumers is None:
+        consumers = [] if chooser is None else chooser.deciding()
+    found: list[Consumer | BatchNorm] = [*consumers, *(find_batch_norms(analysis.program) if norms else ())]
     return sorted(found, key=lambda step: order[step.node])
 
 

@@ -32,9 +32,10 @@ def choose_upstream(analysis: Analysis, consumers: Sequence[Consumer], batches: 
         return "both"
     program, shapes = analysis.program, [tuple(tuple(t.shape) for t in batch) for batch in batches]
     symbols = {shape: bind_symbols(program, batch) for shape, batch in zip(shapes, batches, strict=True)}
+    turns = turns_of(batches)
     for consumer in consumers:
         rows, tokens = {shape: consumer.rows(program, values) for shape, values in symbols.items()}, [0, 0]
-        for shape, turn in zip(shapes, turns_of(batches), strict=True):
+        for shape, turn in zip(shapes, turns, strict=True):
             tokens[turn] += rows[shape]
         if min(tokens) < PLENTY / 2 * consumer.shape(program)[2]:
             return "both"

@@ -96,11 +96,10 @@ def count_work(
     further = (chosen.budget in ("outliers", "influence", "standardised")) + (chosen.subspace and not surveyed)
     if further:
         found = {"forward": counted.forward * further, "moments": counted.moments(consumers) * further}
-    restoring = chosen.restore in (None, "least-squares")
-    passes = (2 if restoring and choose_upstream(analysis, consumers, batches) == "both" else 1) * rounds
+    passes = (2 if chosen.refits and choose_upstream(analysis, consumers, batches) == "both" else 1) * rounds
     walk = {
         "forward": counted.forward * passes, "moments": counted.moments(consumers) * passes,
-        "solves": _sum(_refit(*c.shape(analysis.program)) for c in consumers) * (rounds if restoring else 0),
+        "solves": _sum(_refit(*c.shape(analysis.program)) for c in consumers) * (rounds if chosen.refits else 0),
     }  # fmt: skip
     if chosen.importance == "obs" and not surveyed:
         walk["solves"] += _sum(_elimination(*c.shape(analysis.program)) for c in consumers) * rounds

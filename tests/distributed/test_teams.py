@@ -21,7 +21,7 @@ from fxslim.passes.upstream import choose_upstream
 from tests.distributed.worker import METHODS, data, images, model, work
 
 ROUNDING = 1e-8  # of a weight, relative: sums in another order, through a solve in float64
-SIZES = (2,)
+SIZES = (pytest.param(2, marks=pytest.mark.slow), 3)  # of two, each has half of every part
 
 
 def launch(size: int, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -42,15 +42,25 @@ def launch(size: int, script: str, *arguments: str, timeout: float = 300) -> sub
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folders by the number of processes that filled them."""
-    folders = {size: tmp_path_factory.mktemp(f"team-{size}") for size in (1, *SIZES)}
-    work(folders[1])
-    for size in SIZES:
-        done = launch(size, "-m tests.distributed.worker", str(folders[size]))
+class Results(dict[int, Path]):
+    """Folders by the number of processes, filled when they are asked for."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+
+    def __missing__(self, size: int) -> Path:
+        folder = self[size] = self._factory.mktemp(f"team-{size}")
+        if size == 1:
+            work(folder)
+            return folder
+        done = launch(size, "-m tests.distributed.worker", str(folder))
         assert done.returncode == 0, done.stderr[-3000:]
-    return folders
+        return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results(tmp_path_factory)
 
 
 def _plan(path: Path) -> dict[str, Any]:
@@ -60,7 +70,7 @@ def _plan(path: Path) -> dict[str, Any]:
 
 
 def test_the_data_is_plenty_and_run_in_turn() -> None:
-    """What each process of a team then has of the two upstreams is another part for every size."""
+    """Else the teams below would not show what they are for."""
     assert choose_upstream(model(), find_consumers(model().axes)[0], data()) == "in turn"
     assert choose_upstream(images(), find_consumers(images().axes)[0], data()) == "both"
 
@@ -77,9 +87,9 @@ def test_a_team_makes_what_one_process_makes(results: dict[int, Path], method: s
             _assert_close(weight, alone[name], f"{method} {name}")
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", METHODS)
-def test_all_processes_of_a_team_have_the_same_bits(results: dict[int, Path], method: str) -> None:
-    (size,) = SIZES
+def test_all_processes_of_a_team_have_the_same_bits(results: dict[int, Path], method: str, size: int) -> None:
     first, *others = (load_file(results[size] / f"{method}.{rank}.st") for rank in range(size))
     assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
@@ -90,10 +100,11 @@ def test_weights_on_disk_make_no_difference(results: dict[int, Path], size: int)
     assert kept.keys() == streamed.keys() and all(torch.equal(kept[name], streamed[name]) for name in kept)
 
 
-def test_norms_are_judged_by_the_data_of_all(results: dict[int, Path]) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_norms_are_judged_by_the_data_of_all(results: dict[int, Path], size: int) -> None:
     alone, *team = (
-        json.loads((results[size] / f"fasp of images.{rank}.norms").read_text(encoding="utf-8"))
-        for size, rank in ((1, 0), *((size, rank) for size in SIZES for rank in range(size)))
+        json.loads((results[of] / f"fasp of images.{rank}.norms").read_text(encoding="utf-8"))
+        for of, rank in ((1, 0), *((size, rank) for rank in range(size)))
     )
     (wanted,) = alone
     assert wanted[2] > 0.01  # there was something to judge

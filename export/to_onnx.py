@@ -13,15 +13,16 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript.optimizer import optimize
 from torch.export import Dim, ExportedProgram
 
 from fxslim.export.clean import check_dim_names, clean, name_dims
+from fxslim.export.decompositions import decomposed_where_needed
 from fxslim.export.files import data_name, replace_model
 from fxslim.export.interface import cache_names, constant_outputs, tensor_outputs
 from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
 from fxslim.export.narrow import OnnxDtype, narrow, torch_dtype
 from fxslim.export.rewrites import as_onnx_can_say_it
+from fxslim.export.simplify import simplify
 from fxslim.export.stored import read_when_written
 from fxslim.export.translations import TRANSLATIONS
 from fxslim.export.weights import fold_transposes, mark_weights
@@ -150,7 +151,7 @@ def _dynamic_shapes(program: Program, make: Callable[[str], Any]) -> tuple[dict[
 def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) -> ir.Model:
     try:
         result = torch.onnx.export(
-            exported,
+            decomposed_where_needed(exported),
             dynamo=True,
             input_names=list(program.outside_names),
             output_names=list(tensor_outputs(program)),
@@ -165,7 +166,7 @@ def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) 
         fold_transposes(result.model)
         # Not result.optimize(): at opset 23 it also fuses rotary embeddings, into a form that is wrong for batches of
         # more than one row where the table of angles is shared by the rows.
-        optimize(result.model)
+        simplify(result.model)
         return result.model
     except Exception as error:  # the exporter wraps anything
         raise ExportError(

@@ -18,6 +18,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.basis import Basis, optimal_basis, principal_axes, rotation
 from fxslim.passes.consumers import CONVOLUTIONS, Consumer, at_several_depths, find_consumers
+from fxslim.passes.enough import enough
 from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.low_rank import Matrix, pair_basis, truncated
 from fxslim.passes.restore import Progress
@@ -81,13 +82,13 @@ def survey(
     analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]],
     progress: Progress | None = None, matrices: Sequence[Matrix] = (),
 ) -> Survey:  # fmt: skip
-    """The curves of all groups, and of the ranks of weights, from one walk; groups that are no subspaces need consumers
-    with weights.
+    """The curves of all groups, and of the ranks of weights, from one walk over as many batches as tell them; groups
+    that are no subspaces need consumers with weights.
 
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
-    own = {s.group.name for s in subspaces}
+    own, batches = {s.group.name for s in subspaces}, enough(analysis, batches)
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces, matrices)
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
     for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):

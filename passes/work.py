@@ -17,6 +17,7 @@ from fxslim.graph.liveness import value_bytes
 from fxslim.graph.program import bind_symbols
 from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import Consumer, find_consumers
+from fxslim.passes.enough import enough
 from fxslim.passes.low_rank import find_matrices
 from fxslim.passes.methods import Settings
 from fxslim.passes.probe import few_examples
@@ -88,14 +89,16 @@ def count_work(
     found: dict[str, Work] = {}
     rounds = chosen.rounds
     surveyed = chosen.budget == "global" and chosen.metric is None
+    surveying = _Counted(analysis, enough(analysis, batches))
     if surveyed:
-        found = counted.survey(cut, consumers, chosen)
+        found = surveying.survey(cut, consumers, chosen)
     if chosen.metric is not None:
         return counted.pairs(chosen)
     # One walk more, for what is known before the restoring one: shares of the groups, and bases.
-    further = (chosen.budget in ("outliers", "influence", "standardised")) + (chosen.subspace and not surveyed)
-    if further:
-        found = {"forward": counted.forward * further, "moments": counted.moments(consumers) * further}
+    further = [counted] if chosen.budget in ("outliers", "influence", "standardised") else []
+    for walked in (*further, *([surveying] if chosen.subspace and not surveyed else [])):
+        for part, work in (("forward", walked.forward), ("moments", walked.moments(consumers))):
+            found[part] = found.get(part, Work()) + work
     passes = (2 if chosen.refits and choose_upstream(analysis, consumers, batches) == "both" else 1) * rounds
     walk = {
         "forward": counted.forward * passes, "moments": counted.moments(consumers) * passes,
@@ -171,9 +174,9 @@ def _refit(blocks: int, outputs: int, columns: int) -> Work:
 
 
 def _elimination(blocks: int, outputs: int, columns: int) -> Work:
-    """An inverse, and its update and that of the weight for each portion."""
+    """An inverse, and its update and that of the weight for each portion, which become smaller as columns go."""
     n, k = float(outputs), float(columns)
-    return Work(double=2 * k**3 + 2 * n * k**2, solving=2 * k**3) * blocks
+    return Work(double=2 / 3 * k**3 + n * k**2, solving=k**3) * blocks
 
 
 def _pair(outputs: int, inputs: int) -> Work:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxslim.passes.statistics import SecondMoment
 
-__all__ = ["FEW_TOKENS", "LADDER", "Refit", "mean_error", "refit", "residual", "shift_bias"]
+__all__ = ["FEW_TOKENS", "LADDER", "Refit", "mean_error", "refit", "residual", "shift_bias", "solve_once"]
 
 # Ridges relative to the mean diagonal of H, tried by held-out error; a singular H moves up instead of crashing.
 LADDER = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -88,6 +88,22 @@ def refit(
     final = final.cpu()
     new_bias = None if bias is None else final[..., -1]
     return Refit(final[..., :-1], new_bias, best_ridge, before, best, count, columns)
+
+
+def solve_once(
+    weight: Tensor, bias: Tensor | None, kept: Tensor, moment: SecondMoment, ridge: float
+) -> tuple[Tensor, Tensor | None] | None:
+    """The refit of [g, n, k] and [g, n] at one ridge, for kept columns [g, k], which nothing judges; None where the
+    system is singular."""
+    target, kept = _extended(weight, bias).to(moment.matrix.device), kept.to(moment.matrix.device)
+    mask = torch.cat([kept, torch.full_like(kept[:, :1], bias is not None)], dim=1)
+    plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
+    systems = [_System.of(target[block], mask[block], moment.matrix[block]) for block in range(len(target))]
+    found = _solve(systems, plain, ridge)
+    if found is None:
+        return None
+    found = found.cpu()
+    return found[..., :-1], None if bias is None else found[..., -1]
 
 
 def shift_bias(weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondMoment, held_out: SecondMoment) -> Refit:

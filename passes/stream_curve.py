@@ -15,7 +15,7 @@ from fxslim.graph.program import Program
 from fxslim.graph.stores import WeightStore
 from fxslim.passes.basis import Basis
 from fxslim.passes.consumers import Consumer
-from fxslim.passes.refit import refit
+from fxslim.passes.refit import solve_once
 from fxslim.passes.statistics import CalibrationWalk, Moments, SecondMoment
 from fxslim.passes.subspaces import leading
 
@@ -66,10 +66,9 @@ class Readers:
         kept = leading(self.group, count).reshape(1, -1)
         for consumer in self.consumers:
             matrix, bias = consumer.parameters(program)
-            moment = self.moments[consumer.source]
-            result = refit(matrix, bias, kept, moment, moment, ladder=(_RIDGE,))
-            if result.accepted:
-                found.update(consumer.stored(program, result.weight, result.bias))
+            solved = solve_once(matrix, bias, kept, self.moments[consumer.source], _RIDGE)
+            if solved is not None:
+                found.update(consumer.stored(program, *solved))
         return found
 
     def effects(self, measure: Callable[[Tensor, Mapping[str, Tensor]], float], program: Program) -> dict[int, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxslim.passes import refit as refit_module
-from fxslim.passes.refit import LADDER, refit, residual, shift_bias
+from fxslim.passes.refit import LADDER, refit, residual, shift_bias, solve_once
 from fxslim.passes.statistics import SecondMoment
 
 CLOSE = 1e-8  # normal equations in float64 square the condition number; these are well conditioned
@@ -212,3 +212,20 @@ def test_a_bias_that_held_out_data_does_not_confirm_is_left() -> None:
     w, b, x = torch.randn(1, 4, 6).double(), torch.randn(1, 4).double(), correlated(60, 6)
     found = shift_bias(w, b, kept_of(6, 2), moment(x + 3.0), moment(x - 3.0))
     assert not found.accepted and torch.equal(found.bias, b) and found.reason
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_one_solve_is_the_refit_at_that_ridge(with_bias: bool) -> None:
+    torch.manual_seed(5)
+    x, kept = moment(correlated(60, 6, 0.5)), kept_of(6, 0, 3)
+    w, b = torch.randn(1, 4, 6).double(), torch.randn(1, 4).double() if with_bias else None
+    judged, solved = refit(w, b, kept, x, x, ladder=(1e-4,)), solve_once(w, b, kept, x, 1e-4)
+    assert judged.accepted and solved is not None
+    torch.testing.assert_close(solved[0], judged.weight, rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(solved[1], judged.bias, rtol=CLOSE, atol=CLOSE)
+
+
+def test_one_solve_of_what_is_no_second_moment_is_none() -> None:
+    x, kept, w = moment(correlated(60, 4)), kept_of(4, 0), torch.randn(1, 3, 4).double()
+    assert solve_once(w, None, kept, SecondMoment(-x.matrix), 1e-4) is None
+    assert solve_once(w, None, kept, x, 1e-4) is not None

@@ -1,5 +1,5 @@
-"""What single choices are worth: one budget for all or a divided one, the refit, the size and the kind of the
-calibration data, streams.
+"""What single choices are worth: one budget for all or a divided one, the refit and its constant, the size and the kind
+of the calibration data, streams.
 
     python -m benchmarks.ablation MODEL [--removed 0.43] [--out FILE.csv]
 
@@ -14,19 +14,25 @@ import csv
 import fnmatch
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from torch import Tensor
 
 from benchmarks.quality import WINDOW, valid_windows, write_rows
 from fxslim.api import compress
 from fxslim.data import Batches, load_batches
 from fxslim.evaluate import evaluate
 from fxslim.graph.evaluate import Evaluator
+from fxslim.graph.program import Program
 from fxslim.opening import prepared
+from fxslim.passes.consumers import Consumer
 from fxslim.passes.methods import settings
 from fxslim.sources import Source, load_model
 
-COLUMNS = ["model", "removed", "data", "windows", "budget", "restore", "streams", "seed", "perplexity"]
+COLUMNS = ["model", "removed", "data", "windows", "budget", "restore", "centred", "streams", "seed", "perplexity"]
 SIZES = (8, 16, 32, 64, 128, 256)
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 
@@ -49,10 +55,11 @@ def main() -> int:
             data[key] = _load(options, source, *key)
         chosen = settings("best", budget=row["budget"], restore=row["restore"], data=True).options()
         chosen["streams"] = row["streams"]
-        _, applied = compress(
-            analysis, 1 - row["removed"], restore=row["restore"], uncounted=outside, calibration=data[key],
-            seed=row["seed"], **chosen,
-        )  # fmt: skip
+        with nullcontext() if row["centred"] else _without_constants():
+            _, applied = compress(
+                analysis, 1 - row["removed"], restore=row["restore"], uncounted=outside, calibration=data[key],
+                seed=row["seed"], **chosen,
+            )  # fmt: skip
         slim = applied.program
         score = evaluate(Evaluator(slim).run, valid, source.task, output_names=slim.output_names)
         known.append({**row, "perplexity": round(score.value, 4)})
@@ -66,15 +73,31 @@ def _rows(model: str, removed: float, seeds: list[int]) -> Iterator[Row]:
     for seed in seeds:
         base: Row = {
             "model": model, "removed": removed, "data": "training text", "windows": 64, "budget": "global",
-            "restore": "least-squares", "streams": True, "seed": seed,
+            "restore": "least-squares", "centred": True, "streams": True, "seed": seed,
         }  # fmt: skip
         yield base
         yield {**base, "streams": False}
         yield {**base, "streams": False, "budget": "uniform"}
+        yield {**base, "centred": False}
         yield {**base, "restore": "none"}
         yield {**base, "streams": False, "budget": "uniform", "restore": "none"}
         yield from ({**base, "windows": size} for size in SIZES if size != base["windows"])
         yield from ({**base, "data": kind} for kind in ("self", "documentation"))
+
+
+@contextmanager
+def _without_constants() -> Iterator[None]:
+    """Biases stay as they are: selection and refits know of no constant beside the columns."""
+
+    def parameters(self: Consumer, program: Program) -> tuple[Tensor, None]:
+        return whole(self, program)[0], None
+
+    whole = Consumer.parameters
+    with (
+        mock.patch.object(Consumer, "parameters", parameters),
+        mock.patch.object(Consumer, "shifted", property(lambda self: False)),
+    ):
+        yield
 
 
 def _load(options: argparse.Namespace, source: Source, kind: str, windows: int, seed: int) -> Batches:

@@ -3,8 +3,9 @@ of the calibration data, streams.
 
     python -m benchmarks.ablation MODEL [--removed 0.43] [--out FILE.csv]
 
-MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`; the protocol is that of `benchmarks.quality`. Rows
-that the file holds already are not repeated.
+MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`; the protocol is that of `benchmarks.quality`:
+`windows` of the file are of calibration, `evaluated` are held-out ones. Rows that the file holds already are not
+repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from unittest import mock
 
 from torch import Tensor
 
+from benchmarks.fingerprint import fingerprint
 from benchmarks.quality import WINDOW, valid_windows, write_rows
 from fxslim.api import compress
 from fxslim.data import Batches, load_batches
@@ -32,7 +34,10 @@ from fxslim.passes.consumers import Consumer
 from fxslim.passes.methods import settings
 from fxslim.sources import Source, load_model
 
-COLUMNS = ["model", "removed", "data", "windows", "budget", "restore", "centred", "streams", "seed", "perplexity"]
+COLUMNS = [
+    "model", "removed", "evaluated", "data", "windows", "budget", "restore", "centred", "streams", "seed",
+    "perplexity", "code",
+]  # fmt: skip
 SIZES = (8, 16, 32, 64, 128, 256)
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 
@@ -48,7 +53,8 @@ def main() -> int:
     known: list[Row] = list(csv.DictReader(options.out.open(encoding="utf-8"))) if options.out.exists() else []
     data: dict[tuple[str, int, int], Batches] = {}
     for row in _rows(Path(options.model).name, options.removed, options.seeds):
-        if any(all(str(row[c]) == old[c] for c in COLUMNS[:-1]) for old in known):
+        row["evaluated"] = valid.rows
+        if any(all(str(row[c]) == old.get(c) for c in COLUMNS[:-2]) for old in known):
             continue
         key = (row["data"], row["windows"], row["seed"])
         if key not in data:
@@ -62,7 +68,7 @@ def main() -> int:
             )  # fmt: skip
         slim = applied.program
         score = evaluate(Evaluator(slim).run, valid, source.task, output_names=slim.output_names)
-        known.append({**row, "perplexity": round(score.value, 4)})
+        known.append({**row, "perplexity": round(score.value, 4), "code": fingerprint("graph", "passes")})
         write_rows(options.out, known, COLUMNS)
         print(" ".join(f"{k}={v}" for k, v in known[-1].items()), flush=True)
     return 0

@@ -7,7 +7,8 @@ MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`, a saved prog
 `bundled:digits-resnet`. For language models the
 share is of the parameters under `--blocks`; protocol: non-overlapping windows of 256 tokens, mean cross-entropy over
 all predicted tokens; calibration windows drawn without replacement. Rows that the file holds already are not repeated,
-whichever code measured them (`code` is a hash of it), unless `--again`.
+whichever code measured them (`code` is a hash of it), unless `--again`. A method that cannot cut the model has a row
+without a score, `refused`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fxslim.data import Batches, load_batches
 from fxslim.evaluate import evaluate
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
+from fxslim.graph.errors import PlanError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.opening import open_model, prepared
@@ -37,9 +39,10 @@ from fxslim.passes.survey import Survey
 from fxslim.sources import Source
 
 WINDOW = 256
+_ROWS = 8  # windows in a batch
 COLUMNS = [
-    "model", "method", "removed", "seed", "calibration", "windows", "score", "metric", "kept", "params_kept",
-    "macs_kept", "seconds", "forward_s", "peak_mib", "proof", "code",
+    "model", "method", "removed", "of", "blocks", "seed", "calibration", "windows", "score", "metric", "kept",
+    "params_kept", "macs_kept", "seconds", "forward_s", "peak_mib", "proof", "code",
 ]  # fmt: skip
 
 
@@ -56,11 +59,13 @@ def main() -> int:
     wanted = [("dense", 0.0)] + [(m, r) for r in options.removed for m in options.methods]
     for method, removed in wanted:
         for seed in options.seeds if method != "dense" else options.seeds[:1]:
-            keys = {(name, method, removed, seed, options.calibration, data.rows) for data in valid}
+            shared = (name, method, removed, options.of, options.blocks, seed, options.calibration)
+            keys = {(*shared, data.rows) for data in valid}
             if keys <= done and not options.again:
                 continue
             rows = _measure(options, source, analysis, valid, method, removed, seed, text, surveys)
-            known = [r for r in known if _key(r) not in keys] + [{**row, "model": name} for row in rows]
+            own = {"model": name, "of": options.of, "blocks": options.blocks}
+            known = [r for r in known if _key(r) not in keys] + [{**row, **own} for row in rows]
             write_rows(options.out, known, COLUMNS)
             for row in known[-len(rows) :]:
                 print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
@@ -69,8 +74,8 @@ def main() -> int:
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What a row is the answer to."""
-    numbers = (float(row["removed"]), int(row["seed"]), int(row["calibration"]), int(row["windows"]))
-    return (row["model"], row["method"], *numbers)
+    numbers = (int(row["seed"]), int(row["calibration"]), int(row["windows"]))
+    return (row["model"], row["method"], float(row["removed"]), row["of"], row["blocks"], *numbers)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,9 +106,11 @@ def _valid(options: argparse.Namespace, source: Source, text: bool, windows: int
 
 
 def valid_windows(model: str, source: Source, windows: int) -> Batches:
-    """The first held-out windows, or all of them for 0."""
-    every = load_batches(Path(model) / "valid.txt", source, window=WINDOW, batch_size=8)
-    count = windows // 8 or len(every.inputs)
+    """The first held-out windows, in batches of eight, or all of them for 0."""
+    if windows % _ROWS:
+        raise SystemExit(f"--windows {windows}: give a multiple of {_ROWS}, or 0 for all")
+    every = load_batches(Path(model) / "valid.txt", source, window=WINDOW, batch_size=_ROWS)
+    count = windows // _ROWS or len(every.inputs)
     inputs = every.inputs[:count]
     return replace(every, inputs=inputs, rows=sum(len(batch[0]) for batch in inputs))
 
@@ -126,10 +133,16 @@ def _measure(
         row["forward_s"] = round(time.perf_counter() - start, 1)
         chosen = settings(method, data=True)
         start = time.perf_counter()
-        plan, applied = compress(
-            analysis, 1 - removed, of=options.of, restore=chosen.restore, uncounted=outside, calibration=calibration,
-            seed=seed, surveys=surveys, **chosen.options(),
-        )  # fmt: skip
+        try:
+            plan, applied = compress(
+                analysis, 1 - removed, of=options.of, restore=chosen.restore, uncounted=outside,
+                calibration=calibration, seed=seed, surveys=surveys, **chosen.options(),
+            )  # fmt: skip
+        except PlanError as error:
+            print(f"{method}: {error}", flush=True)
+            return [
+                {**row, "windows": d.rows, "proof": "refused", "code": fingerprint("graph", "passes")} for d in valid
+            ]
         row["seconds"] = round(time.perf_counter() - start, 1)
         slim = applied.program
         found = prove(applied.analysis, plan)
@@ -153,7 +166,7 @@ def _parameters(program: Program, outside: Sequence[str]) -> int:
 def _calibration(options: argparse.Namespace, source: Source, seed: int, text: bool) -> Batches:
     if text:
         path = Path(options.model) / "calib.txt"
-        return load_batches(path, source, window=WINDOW, limit=options.calibration, batch_size=8, seed=seed)
+        return load_batches(path, source, window=WINDOW, limit=options.calibration, batch_size=_ROWS, seed=seed)
     return load_batches(
         source.calibration or Path(options.model) / "calib.npz", source, limit=options.calibration, seed=seed
     )

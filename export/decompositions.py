@@ -10,12 +10,17 @@ from collections.abc import Callable, Container
 from typing import Any
 
 import torch
-from onnxscript.function_libs.torch_lib import ops  # noqa: F401  (it fills the registry)
-from onnxscript.function_libs.torch_lib.registration import default_registry
+from onnxscript.function_libs.torch_lib.ops.core import aten_view
 from torch._ops import OperatorBase
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, default_decompositions
 
-__all__ = ["decomposed_where_needed"]
+__all__ = ["VIEWS", "decomposed_where_needed"]
+
+# A decomposition makes a view of a reshape, whose translation also knows sizes of zero; that of a reshape does not.
+VIEWS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.reshape.default: aten_view}
+"""Composite operators that are translated as what they would be decomposed to."""
+
+_stays = default_decompositions()  # holds every composite operator that can be left whole
 
 
 def decomposed_where_needed(exported: ExportedProgram) -> ExportedProgram:
@@ -43,15 +48,11 @@ class _WhereNeeded(ExportedProgram):
 
 def _has_to_be_taken_apart(target: Any, table: Container[Any]) -> bool:
     """Whether a decomposition would change a call of `target`: it is in the table, writes to what it reads, has graphs
-    of its own, or is a composite operator (which any decomposition takes apart) without a translation."""
+    of its own, or is a composite operator that no decomposition leaves whole: the exporter may have a translation of
+    it, but one that is never used otherwise."""
     if target in table or isinstance(target, torch._ops.HigherOrderOperator):
         return True
     if not isinstance(target, torch._ops.OpOverload):
         return False  # arithmetic on sizes
     composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return target._schema.is_mutable or (composite and not _is_translated(target))
-
-
-def _is_translated(target: torch._ops.OpOverload) -> bool:
-    schema = target._schema
-    return (f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name) in default_registry
+    return target._schema.is_mutable or (composite and target not in _stays and target not in VIEWS)

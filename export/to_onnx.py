@@ -16,7 +16,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from fxslim.export.clean import check_dim_names, clean, name_dims
-from fxslim.export.decompositions import decomposed_where_needed
+from fxslim.export.decompositions import VIEWS, decomposed_where_needed
 from fxslim.export.files import data_name, replace_model
 from fxslim.export.interface import cache_names, constant_outputs, tensor_outputs
 from fxslim.export.model_file import CONSTANTS, OnnxFile, describe
@@ -157,7 +157,7 @@ def _torch_onnx_export(program: Program, exported: ExportedProgram, opset: int) 
             output_names=list(tensor_outputs(program)),
             opset_version=opset,
             dynamic_shapes=_dynamic_shapes(program, lambda name: name),
-            custom_translation_table=dict(TRANSLATIONS),
+            custom_translation_table={**VIEWS, **TRANSLATIONS},
             optimize=False,
             verbose=False,
         )

@@ -15,7 +15,7 @@ from fxslim.generated import generated_windows
 from fxslim.graph.errors import InputError
 from fxslim.graph.program import Program
 from fxslim.inputs import InputSpec, input_specs
-from fxslim.mixtures import Mixture, apportion, largest_total, mixed
+from fxslim.mixtures import GENERATED, Mixture, apportion, largest_total, mixed
 from fxslim.objects import MEMORY, Items, array_rows, holds_text, items_of, read_items, texts_of
 from fxslim.passes.statistics import digest
 from fxslim.sources import Source
@@ -23,7 +23,7 @@ from fxslim.text import DEFAULT_WINDOW, TEXT_FIELD, inputs_of, read_texts, refus
 
 __all__ = ["GENERATED", "LABELS", "TEXT_SUFFIXES", "Batches", "DataPart", "Mixture", "load_batches"]
 
-GENERATED, GENERATED_ROWS = "self", 64
+GENERATED_ROWS = 64
 """What to say instead of a file for data that the model writes itself, and how many windows it writes."""
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
@@ -63,9 +63,9 @@ def load_batches(
     `datasets` are such iterables; a table may have columns that are no inputs. `"self"` has a causal language model
     write its own text (64 windows, or `limit`). A `Mixture` holds any of these, in shares that are met within one row.
 
-    `limit` draws that many rows without replacement: of files and of what can be indexed at random, of a stream the
-    first ones (whole batches, until they hold as many rows). The tokenizer and the longest sequence are a Source's own
-    unless given.
+    `limit` draws that many rows without replacement: of files and of what can be indexed at random, of a stream those
+    that come first (whole batches, until they hold as many rows; of texts, drawn from a few more). The tokenizer and
+    the longest sequence are a Source's own unless given.
 
     Raises:
         InputError: the data is missing, empty, too short, not finite, or does not fit the program's inputs.

@@ -80,13 +80,18 @@ def _logits_of(program: Program, specs: tuple[InputSpec, ...]) -> Callable[[torc
 def _weights(ids: torch.Tensor, logits: torch.Tensor, *, sharpened: bool) -> torch.Tensor:
     """The weights by which the next token is drawn: [rows, vocabulary]."""
     if sharpened:
-        from transformers.generation.logits_process import (
-            RepetitionPenaltyLogitsProcessor,
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
-
+        try:
+            from transformers.generation.logits_process import (
+                RepetitionPenaltyLogitsProcessor,
+                TemperatureLogitsWarper,
+                TopKLogitsWarper,
+                TopPLogitsWarper,
+            )
+        except ImportError as error:
+            raise InputError(
+                "a model's own text is drawn by what transformers has, which is not installed",
+                remedy='pip install "fxslim[hf]", or give a file of text',
+            ) from error
         steps = (
             RepetitionPenaltyLogitsProcessor(PENALTY), TemperatureLogitsWarper(TEMPERATURE),
             TopKLogitsWarper(min(TOP_K, logits.shape[-1])), TopPLogitsWarper(TOP_P),

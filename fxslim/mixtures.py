@@ -13,7 +13,9 @@ import torch
 from fxslim.batches import Rows
 from fxslim.graph.errors import InputError
 
-__all__ = ["Mixture", "apportion", "largest_total", "mixed"]
+__all__ = ["GENERATED", "Mixture", "apportion", "largest_total", "mixed"]
+
+GENERATED = "self"  # in the place of a file: the model writes the text
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +34,11 @@ class Mixture:
         for data, weight in self.parts:
             if not (math.isfinite(weight) and weight > 0):
                 raise InputError(f"the weight of a part is {weight}", at=str(data), remedy="give a number above 0")
-        named = [str(data) for data, _ in self.parts if isinstance(data, str | Path)]
+        named = [_place(data) for data, _ in self.parts if isinstance(data, str | Path)]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise InputError(
                 "a part is given twice, so that its rows could be drawn twice",
-                at=twice[0],
+                at=Path(twice[0]).name,
                 remedy="give it once, with the sum of its weights",
             )
 
@@ -54,6 +56,11 @@ class Mixture:
         """The share of every part, between 0 and 1."""
         total = math.fsum(weight for _, weight in self.parts)
         return tuple(weight / total for _, weight in self.parts)
+
+
+def _place(data: str | Path) -> str:
+    """The same for all spellings of a file's name."""
+    return str(data) if str(data) == GENERATED else str(Path(data).expanduser().resolve())
 
 
 def _parsed(word: str) -> tuple[str, float]:

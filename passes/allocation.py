@@ -8,6 +8,7 @@ the least total loss within the budget is a knapsack. On the lower convex hulls 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ class _Item:
 
 def _thinned(sizes: range, curve: Tensor) -> list[int]:
     """Some of many sizes, the smallest among them, with known losses: in descending order."""
-    stride = max(1, len(sizes) // _STEPS)
+    stride = math.ceil(len(sizes) / _STEPS) or 1
     some = [n for i, n in enumerate(sizes) if (i + 1) % stride == 0 or i == 0]
     return [n for n in reversed(some) if float(curve[n]) < float("inf")]
 

@@ -11,6 +11,7 @@ from fxslim.graph.axes.groups import Analysis, analyze
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.caches import CacheMoves, in_new_coordinates
 from fxslim.passes.change_basis import ChangeBasis, bases_of
+from fxslim.passes.enough import drawn
 from fxslim.passes.pairs import find_pairs, pair_bases
 from fxslim.passes.plan import Plan
 from fxslim.passes.statistics import digest
@@ -83,4 +84,6 @@ def rebase_for(analysis: Analysis, plan: Plan, batches: Sequence[Sequence[Tensor
     if len(found) < len(groups):
         why = refused[0] if refused else "another basis would change its function"
         raise PlanError(f"the plan keeps subspaces of groups that have none: {why}")
-    return rebase(analysis, survey(analysis, [], found, fitted(batches)), missing)
+    learned, surveyed = fitted(batches), plan.options.get("surveyed")  # plans without it looked at all
+    looked_at = learned if surveyed is None else drawn(learned, surveyed)
+    return rebase(analysis, survey(analysis, [], found, looked_at), missing)

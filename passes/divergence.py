@@ -15,8 +15,8 @@ def divergence(
 ) -> float:
     """The sum over all floating point outputs of KL(original || changed), in nats a row, where an output is called
     logits, else of the squared error relative to the original's variance. What was not finite before (a vocabulary that
-    is masked in part) is left out, and so are outputs that replace `caches`: what they are for shows in the others.
-    Infinite where a value is not finite any more."""
+    is masked in part, a row that has no distribution) is left out, and so are outputs that replace `caches`: what they
+    are for shows in the others. Infinite where a value is not finite any more."""
     total = 0.0
     for name, old, new in zip(names, original, changed, strict=True):
         if isinstance(old, Tensor) and old.is_floating_point() and old.numel() and name not in caches:
@@ -28,7 +28,9 @@ def divergence(
 
 def _kl(old: Tensor, new: Tensor) -> float:
     a, b = old.float().log_softmax(-1), new.float().log_softmax(-1)
-    return float((a.exp() * (a - b).nan_to_num(0.0)).sum(-1).mean().clamp(min=0))  # p = 0 counts nothing
+    rows = (a.exp() * (a - b).nan_to_num(0.0)).sum(-1)  # p = 0 counts nothing
+    rows = rows[old.float().logsumexp(-1).isfinite()]
+    return float(rows.mean().clamp(min=0)) if rows.numel() else 0.0
 
 
 def _relative(old: Tensor, new: Tensor) -> float:

@@ -4,6 +4,7 @@ refitted."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,8 @@ def interpolated(size: int, effects: Mapping[int, float]) -> Tensor:
     known: Sequence[tuple[int, float]] = [*sorted(effects.items()), (size, 0.0)]
     losses = torch.full((size + 1,), float("inf"), dtype=torch.float64)
     for (low, high_loss), (high, low_loss) in itertools.pairwise(known):
-        steps = torch.linspace(0, 1, high - low + 1, dtype=torch.float64)
-        losses[low : high + 1] = (high_loss**0.5 * (1 - steps) + low_loss**0.5 * steps).square()
+        losses[low], losses[high] = high_loss, low_loss
+        if math.isfinite(high_loss) and math.isfinite(low_loss):  # else what is between them is infinite, as it is
+            steps = torch.linspace(0, 1, high - low + 1, dtype=torch.float64)
+            losses[low : high + 1] = (high_loss**0.5 * (1 - steps) + low_loss**0.5 * steps).square()
     return losses.flip(0).cummax(0).values.flip(0)

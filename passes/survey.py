@@ -7,6 +7,7 @@ squared errors of calls that read the axis; a probe of each on the model's own o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,6 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.basis import Basis, optimal_basis, principal_axes, rotation
 from fxslim.passes.consumers import CONVOLUTIONS, Consumer, at_several_depths, find_consumers
-from fxslim.passes.enough import enough
 from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.low_rank import Matrix, pair_basis, truncated
 from fxslim.passes.restore import Progress
@@ -51,16 +51,19 @@ class Curve:
     def scaled(self) -> Tensor:
         """The losses in units of the output's divergence: [size + 1].
 
-        Where the probe had no effect what it removed is free, and nothing is known of less than it kept.
+        Where the probe had no effect what it removed is free, where the curve says that it should have had none it cost
+        its effect; of less than it kept nothing is known then.
         """
         if self.effect is None or self.readers is not None:
             return self.losses
-        at = float(self.losses[self.probed])
-        if at > 0 and 0 < self.effect < float("inf"):
-            return self.losses * (self.effect / at)
-        free = torch.zeros_like(self.losses)
-        free[: -1 if self.effect > 0 and at > 0 else self.probed] = float("inf")
-        return free
+        effect, at = float("inf") if math.isnan(self.effect) else self.effect, float(self.losses[self.probed])
+        if at > 0 and 0 < effect < float("inf"):
+            return self.losses * (effect / at)
+        found, size = torch.full_like(self.losses, float("inf")), len(self.losses) - 1
+        found[size] = 0.0
+        if effect < float("inf"):
+            found[self.probed :] = torch.linspace(effect, 0.0, size + 1 - self.probed, dtype=found.dtype)
+        return found
 
 
 @dataclass
@@ -82,13 +85,13 @@ def survey(
     analysis: Analysis, groups: Sequence[Group], subspaces: Sequence[Subspace], batches: Sequence[Sequence[Tensor]],
     progress: Progress | None = None, matrices: Sequence[Matrix] = (),
 ) -> Survey:  # fmt: skip
-    """The curves of all groups, and of the ranks of weights, from one walk over as many batches as tell them; groups
-    that are no subspaces need consumers with weights.
+    """The curves of all groups, and of the ranks of weights, from one walk; groups that are no subspaces need consumers
+    with weights.
 
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
-    own, batches = {s.group.name for s in subspaces}, enough(analysis, batches)
+    own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces, matrices)
     walk = CalibrationWalk(Evaluator(analysis.program), batches)
     for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):

@@ -46,7 +46,7 @@ def _products(program: Program, batches: Sequence[Sequence[Tensor]]) -> dict[str
         loss = self_loss(program, batch, _with_graph(evaluator, batch)) / len(batches)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-    found = {n: (w.detach() * w.grad).double() for n, w in weights.items() if w.grad is not None}
+    found = {n: w.detach().double() * w.grad.double() for n, w in weights.items() if w.grad is not None}
     if not found:
         raise InputError("no output depends on a weight in a way that has a gradient", remedy="choose --importance obs")
     bad = next((n for n, v in found.items() if not bool(v.isfinite().all())), None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -66,11 +68,13 @@ def test_writes_and_graphs_of_their_own_are_decomposed(name: str) -> None:
     assert exported.run_decompositions({}) is not exported
 
 
-def test_composite_operators_need_a_translation_to_stay() -> None:
-    foreign, translated = _exported("ravel"), _exported("t")
-    assert aten.ravel.default in _targets(foreign) and aten.t.default in _targets(translated)
+def test_composite_operators_stay_where_a_decomposition_leaves_them_whole() -> None:
+    foreign = _exported("ravel")
+    assert aten.ravel.default in _targets(foreign)
     assert aten.ravel.default not in _targets(foreign.run_decompositions({}))
-    assert translated.run_decompositions({}) is translated
+    for model in (nn.Linear(4, 4), nn.Flatten(), nn.Unflatten(1, (2, 2))):
+        exported = decomposed_where_needed(torch.export.export(model, (torch.randn(3, 4),)))
+        assert (exported.run_decompositions({}) is exported) == isinstance(model, nn.Linear)
 
 
 NETS = {
@@ -87,15 +91,66 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_the_file_is_the_one_of_all_decompositions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    traced: list[ExportedProgram] = []
+    whole = ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        ExportedProgram, "run_decompositions", lambda self, *args: traced.append(self) or whole(self, *args)
+    )
     make, args, dynamic = NETS[name]
     program = capture(randomise(make()), args(), {}, dynamic)
+    traced.clear()
     spared = _operators(program, tmp_path / "spared.onnx")
+    assert len(traced) == (name == "conv")  # its adaptive pool is decomposed
     monkeypatch.setattr(to_onnx, "decomposed_where_needed", lambda exported: exported)
     assert spared == _operators(program, tmp_path / "all.onnx")
+    assert len(traced) == 1 + (name == "conv")
 
 
-def _operators(program: Program, path: Path) -> list[str]:
-    return sorted(node.op_type for node in onnx.load(export_onnx(program, path).path).graph.node)
+def _operators(program: Program, path: Path) -> list[tuple[str, list[str]]]:
+    """Of every call what it is and its attributes, but for `allowzero`, which only matters for a 0 in a shape."""
+    graph = onnx.load(export_onnx(program, path).path).graph
+    return sorted((n.op_type, sorted(str(a) for a in n.attribute if a.name != "allowzero")) for n in graph.node)
+
+
+class Folded(nn.Module):
+    """Heads folded into the batch, as a decoder does with what its cache holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.make(x)
+        b, t = y.shape[:2]
+        return y.reshape(b, t, 2, 3).transpose(1, 2).reshape(b * 2, t, 3) + 1
+
+
+def test_a_size_of_zero_stays_zero(tmp_path: Path) -> None:
+    program = capture(Folded(), (torch.randn(2, 3, 4),), {}, ({0: "batch", 1: "length"},))
+    path = export_onnx(program, tmp_path / "m.onnx").path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for length in (0, 1, 5):
+        x = np.zeros((2, length, 4), np.float32)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x})
+        assert found.shape == (4, length, 3)
+
+
+def test_a_cache_that_is_empty_at_first_is_exported(tmp_path: Path) -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make = nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            b, t = x.shape[:2]
+            present = torch.cat([past, self.make(x).reshape(b, t, 2, 3).transpose(1, 2)], 2)
+            return past.reshape(b * 2, past.shape[2], 3).sum((1, 2)) + present.sum(), present
+
+    dims = ({0: "batch", 1: "length"}, {0: "batch", 2: "past"})
+    args = (torch.randn(2, 3, 4), torch.randn(2, 2, 5, 3))
+    program = capture(Step(), args, {}, dims, caches={"past": "output_1"})
+    result = check_onnx(program, export_onnx(program, tmp_path / "m.onnx").path)
+    assert result.ok, result.failures
 
 
 @pytest.mark.parametrize("name", ["deg2rad", "logit"])

@@ -76,4 +76,5 @@ def test_all_rules_of_this_onnxscript_are_applied_but_the_quadratic_one() -> Non
     """A rule that a newer version brings is to be looked at, and added."""
     theirs = [rule.name for rule in _DEFAULT_REWRITE_RULES if rule is not slice_split_rule]
     assert [rule.name for rule in RULES] == theirs and slice_split_rule not in RULES
-    assert all(hasattr(module.rules, name) for name in module._NAMES)
+    absent = [name for name in module._NAMES if not hasattr(module.rules, name)]
+    assert set(absent) <= {"materialize_reshape_shape_rule"}  # not in onnxscript 0.6

@@ -134,6 +134,8 @@ def test_the_command_line_names_weights(tmp_path: Path) -> None:
         (["a.txt=inf"], "weight of a part is inf"),
         (["a.txt=nan"], "weight of a part is nan"),
         (["a.txt", "a.txt=2"], "given twice"),
+        (["a.txt", "./a.txt=2"], "given twice"),
+        (["self", "self=2"], "given twice"),
         ([], "mixture of nothing"),
     ],
 )

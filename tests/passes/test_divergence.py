@@ -51,6 +51,16 @@ def test_what_was_masked_before_is_left_out(name: str) -> None:
     assert divergence([name], [old], [new]) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("bad", [-math.inf, math.inf, math.nan])
+def test_a_row_without_a_distribution_is_left_out(bad: float) -> None:
+    """A padded row, all of it ruled out: as if it were not there."""
+    old, new = torch.randn(4, 7), torch.randn(4, 7)
+    wanted = divergence(["logits"], [old[:3]], [new[:3]])
+    old[3] = new[3] = bad
+    assert divergence(["logits"], [old], [new]) == pytest.approx(wanted, rel=1e-5)
+    assert divergence(["logits"], [old[3:]], [new[3:]]) == 0.0
+
+
 def test_what_replaces_a_cache_does_not_count() -> None:
     """What a cache holds is no output of the model: what it is for shows in the logits of the next step."""
     logits, cache = torch.randn(2, 3, 50), torch.randn(2, 2, 3, 4)

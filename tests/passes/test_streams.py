@@ -236,3 +236,9 @@ def test_a_model_without_a_stream_says_so() -> None:
     analysis = analyze(capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (x,)))
     with pytest.raises(PlanError, match="no residual stream of the model can be cut"):
         make_plan(analysis, 0.7, subspace=True, streams=True, groups=("residual stream",), calibration=[(x,)])
+
+
+def test_a_size_that_ruined_the_output_is_infinite_and_larger_ones_are_not() -> None:
+    inf = float("inf")
+    assert interpolated(6, {2: inf, 4: 1.0}).tolist() == pytest.approx([inf, inf, inf, inf, 1.0, 0.25, 0.0])
+    assert interpolated(4, {1: 4.0, 3: inf}).tolist() == [inf, inf, inf, inf, 0.0]

@@ -161,9 +161,21 @@ def test_curves_are_scaled_to_the_effect() -> None:
 
 def test_what_is_free_down_to_the_probe_is_unknown_below_it() -> None:
     """Half of the neurons are dead: that says nothing of the others."""
-    for losses, effect in (([8.0, 4.0, 0.0, 0.0], 0.3), ([8.0, 4.0, 2.0, 0.0], 0.0)):
+    for losses, effect in (([8.0, 4.0, 0.0, 0.0], 0.0), ([8.0, 4.0, 2.0, 0.0], 0.0)):
         curve = Curve(torch.tensor(losses).double(), 2, torch.ones(3) > 0, effect=effect)
         assert curve.scaled().tolist() == [float("inf"), float("inf"), 0.0, 0.0]
+
+
+def test_an_effect_where_the_curve_has_none_is_believed() -> None:
+    curve = Curve(torch.tensor([8.0, 4.0, 0.0, 0.0, 0.0]).double(), 2, torch.ones(4) > 0, effect=0.5)
+    assert curve.scaled().tolist() == [float("inf"), float("inf"), 0.5, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("effect", [float("inf"), float("nan")])
+@pytest.mark.parametrize("at", [0.0, 2.0])
+def test_what_ruined_the_output_is_never_cut(effect: float, at: float) -> None:
+    curve = Curve(torch.tensor([8.0, 4.0, at, 0.0]).double(), 2, torch.ones(3) > 0, effect=effect)
+    assert curve.scaled().tolist() == [float("inf")] * 3 + [0.0]
 
 
 def dead(count: int) -> tuple[Analysis, Batches]:

@@ -7,18 +7,23 @@ of an export. What fxslim writes seldom has one.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from contextlib import suppress
 from typing import Any
 
 import torch
-from onnxscript.function_libs.torch_lib.ops.core import aten_view
 from torch._ops import OperatorBase
 from torch.export import ExportedProgram, default_decompositions
 
 __all__ = ["VIEWS", "decomposed_where_needed"]
 
-# A decomposition makes a view of a reshape, whose translation also knows sizes of zero; that of a reshape does not.
-VIEWS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.reshape.default: aten_view}
+VIEWS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """Composite operators that are translated as what they would be decomposed to."""
+
+with suppress(ImportError):  # no public name: without it every reshape is taken apart, which takes time
+    from onnxscript.function_libs.torch_lib.ops.core import aten_view
+
+    # A decomposition makes a view of a reshape, whose translation also knows sizes of zero; that of a reshape does not.
+    VIEWS[torch.ops.aten.reshape.default] = aten_view
 
 _stays = default_decompositions()  # holds every composite operator that can be left whole
 

@@ -38,7 +38,8 @@ def allocate(
     groups: Sequence[Group], curves: Mapping[str, Tensor], keep: float, of: Target, costs: CostModel,
     round_to: int = 1, matrices: Sequence[Matrix] = (),
 ) -> Allocation:  # fmt: skip
-    """What remains so that at most the share `keep` of all parameters (or MACs) does, at the least sum of losses.
+    """What remains so that at most the share `keep` of all parameters (or MACs) does, at the least sum of losses; up to
+    a point of a hundred more where nothing smaller is left.
 
     `curves` are losses by name of the group [size + 1], or of the weight [full rank + 1].
 

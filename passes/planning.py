@@ -207,6 +207,8 @@ class Planning:
         share = remaining / self.costs.whole(self.of)
         if self.keep is not None and share < self.keep - TOLERANCE:
             self.notes.append(f"{share:.1%} of the {self.of} remain: {why}")
+        if self.keep is not None and share > self.keep:
+            self.notes.append(f"{share:.2%} of the {self.of} remain, more than was asked for: nothing smaller is left")
 
     def _ranked(self, costs: CostModel) -> dict[Axis, int]:
         """Counts by one ranking of all positions, whose scores choose them as well."""

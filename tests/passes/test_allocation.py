@@ -15,6 +15,7 @@ from fxslim.graph.capture import capture
 from fxslim.graph.costs import CostModel, Target
 from fxslim.graph.errors import InputError, PlanError
 from fxslim.passes.allocation import allocate
+from fxslim.passes.planner import make_plan
 
 
 class Branches(nn.Module):
@@ -202,3 +203,13 @@ def test_a_target_that_cannot_be_met_names_the_smallest_share(branches: Analysis
 def test_shares_out_of_range_are_refused(branches: Analysis, keep: float) -> None:
     with pytest.raises(InputError, match="keep must lie above 0"):
         allocate([], {}, keep, "params", CostModel(branches.axes))
+
+
+def test_a_share_that_is_just_missed_is_said(pair: Analysis) -> None:
+    """One of ten positions is the least: 11 of 83 parameters."""
+    batches = [[torch.randn(30, 4)] for _ in range(4)]
+    options = {"importance": "obs", "budget": "global", "calibration": batches}
+    assert not any("more than was asked" in note for note in make_plan(pair, 11 / 83, **options).notes)
+    assert any("more than was asked" in note for note in make_plan(pair, 11 / 83 - 0.005, **options).notes)
+    with pytest.raises(PlanError, match="cannot be met"):
+        make_plan(pair, 11 / 83 - 0.05, **options)

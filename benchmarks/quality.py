@@ -30,7 +30,7 @@ from fxslim.data import Batches, load_batches
 from fxslim.evaluate import evaluate
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.costs import CostModel
-from fxslim.graph.errors import PlanError
+from fxslim.graph.errors import InputError, PlanError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.opening import open_model, prepared
@@ -138,7 +138,7 @@ def _measure(
                 analysis, 1 - removed, of=options.of, restore=chosen.restore, uncounted=outside,
                 calibration=calibration, seed=seed, surveys=surveys, **chosen.options(),
             )  # fmt: skip
-        except PlanError as error:
+        except (InputError, PlanError) as error:  # no stream to cut, nothing that saves MACs
             print(f"{method}: {error}", flush=True)
             return [
                 {**row, "windows": d.rows, "proof": "refused", "code": fingerprint("graph", "passes")} for d in valid

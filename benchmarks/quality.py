@@ -7,9 +7,9 @@ MODEL is a Hugging Face directory with `calib.txt` and `valid.txt`, a saved prog
 `bundled:digits-resnet`. For language models the
 share is of the parameters under `--blocks`; protocol: non-overlapping windows of 256 tokens, mean cross-entropy over
 all predicted tokens; calibration windows drawn without replacement. Rows that the file holds already are not repeated,
-whichever code measured them (`code` is a hash of it), unless `--again`. `seconds` and `forward_s` (one run over the
-calibration data) are of the processor, so that a busy machine says the same; `peak_mib` is that of the process so far. A method that cannot cut the model has a row
-without a score, `refused`.
+whichever code measured them (`code` is a hash of it), unless `--again`. A method that cannot cut the model has a row
+without a score, `refused`. `seconds`, and `forward_s` of one run over the calibration data, are of the processor, so
+that a busy machine says the same; `peak_mib` is that of the process so far.
 """
 
 from __future__ import annotations

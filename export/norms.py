@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxslim.graph.dead_calls import remove_dead_calls
+
 __all__ = ["fuse_norms"]
 
 aten = torch.ops.aten
@@ -32,7 +34,7 @@ def fuse_norms(graph: fx.Graph) -> None:
             _rewrite(graph, norm)
     for node in graph.find_nodes(op="call_function", target=aten.rsqrt.default):
         _divide(graph, node)
-    graph.eliminate_dead_code()
+    remove_dead_calls(graph)
 
 
 def _divide(graph: fx.Graph, root: fx.Node) -> None:

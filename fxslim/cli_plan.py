@@ -226,7 +226,7 @@ def apply(
         shown.step("apply")
         applied = apply_plan(analysis, chosen, restore, data, shown.progress)
         _fill(applied.program, directory)
-    before, after = analysis.program.parameters(), applied.program.parameters()
+    before, after = source.program.parameters(), applied.program.parameters()
     typer.echo(f"{before:,} parameters -> {after:,} ({after / max(before, 1):.1%}), written to {out}")
     typer.echo(_restored(applied.restoration))
     if applied.restoration is not None and (warning := shortage_of(applied.restoration, data)) is not None:

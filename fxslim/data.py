@@ -142,10 +142,12 @@ def _read(data: str | Path | Iterable[Any], asked: _Target) -> Rows | Items:
 
 
 def _read_file(path: Path, asked: _Target) -> Rows:
+    kinds = "give a file of text (.txt, .jsonl) or arrays (.npz, .npy, .safetensors)"
     if not path.is_file():
-        raise InputError("there is no such data file", at=str(path))
+        what = "this is a directory, not a data file" if path.is_dir() else "there is no such data file"
+        raise InputError(what, at=str(path), remedy=kinds)
     if not path.stat().st_size:
-        raise InputError("the data file is empty", at=str(path))
+        raise InputError("the data file is empty", at=str(path), remedy=kinds)
     if path.suffix in TEXT_SUFFIXES:
         _refuse_without_tokenizer(asked, str(path))
         rows = _text_rows(read_texts(path, asked.options.text_field or TEXT_FIELD), str(path), asked)
@@ -198,7 +200,10 @@ def _window(at: str, asked: _Target) -> int:
         return size
     window = wanted or min(DEFAULT_WINDOW, most or DEFAULT_WINDOW)
     if most and window > most:
-        raise InputError(f"windows of {window} tokens do not fit: the model takes at most {most}", at=at)
+        raise InputError(
+            f"windows of {window} tokens do not fit: the model takes at most {most}", at=at,
+            remedy=f"ask for windows of at most {most} (--window, window=)",
+        )  # fmt: skip
     return window
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
+from fxslim.graph.dead_calls import remove_dead_calls
 from fxslim.graph.errors import AnalysisError, VerifyError
 from fxslim.graph.evaluate import Environment, Evaluator
 from fxslim.graph.program import Program
@@ -37,7 +38,7 @@ def fold_items(program: Program, literals: Collection[str] = ()) -> None:
         _propagate(changed, values)
     except VerifyError:
         return
-    changed.graph.eliminate_dead_code()
+    remove_dead_calls(changed.graph)
     changed.graph.lint()
     program.graph = changed.graph
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxslim.graph.dead_calls import remove_dead_calls
 from fxslim.graph.program import Program
 
 __all__ = ["normalize"]
@@ -54,7 +55,7 @@ def normalize(program: Program) -> None:
         again = _HANDLERS.get(node.target) if node.target is not before else None
         if again is not None:  # a synonym: what it stands for has something to say too
             again(node)
-    program.graph.eliminate_dead_code()
+    remove_dead_calls(program.graph)
     program.graph.lint()
 
 

@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from fxslim.graph.axes.terms import size_of
+from fxslim.graph.dead_calls import remove_dead_calls
 from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
@@ -107,8 +108,7 @@ def _read_sizes_elsewhere(program: Program, places: list[fx.Node]) -> None:
 
 def _finished(part: Program, program: Program, added: Mapping[str, Tensor]) -> Program:
     """The part without what nothing reads any more, its inputs, example and specification reduced to what is left."""
-    # Attention counts as impure, for it may draw a dropout; here nothing does but through what it returns.
-    part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    remove_dead_calls(part.graph)
     for name in part.info.keys() - part.weight_nodes().keys():
         del part.weights[name], part.info[name]
     examples = {**dict(zip(program.input_names, program.example_inputs, strict=True)), **added}

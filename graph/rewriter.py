@@ -19,6 +19,7 @@ from torch._guards import detect_fake_mode
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.select import Selection
 from fxslim.graph.axes.terms import Size, quotient, same_size, size_of
+from fxslim.graph.dead_calls import remove_dead_calls
 from fxslim.graph.errors import VerifyError, where
 from fxslim.graph.literals import literals_for, new_literals, replace_arguments
 from fxslim.graph.program import Program, Weight, bind_symbols
@@ -106,7 +107,7 @@ class Rewriter:
     def sweep(self) -> None:
         """Removes nodes whose value nothing reads, and with them weights that were read before and no longer are."""
         read = set(self.program.weight_nodes())
-        self.program.graph.eliminate_dead_code()
+        remove_dead_calls(self.program.graph)
         for node in list(self.program.graph.find_nodes(op="get_attr")):
             if not node.users:
                 self.program.graph.erase_node(node)

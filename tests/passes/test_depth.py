@@ -170,3 +170,36 @@ def test_options_without_an_effect_are_refused(options: dict[str, object]) -> No
     _, analysis, batches = deep()
     with pytest.raises(InputError, match="no effect where residual branches are left out"):
         make_plan(analysis, 0.8, depth=True, calibration=batches, **options)  # type: ignore[arg-type]
+
+
+class Attending(nn.Module):
+    """Attention and a feed-forward map beside a stream, twice; the second attention does almost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.ModuleList(nn.Linear(D, D) for _ in range(5)) for _ in range(2))
+        with torch.no_grad():
+            for parameter in self.maps[1][3].parameters():
+                parameter.mul_(1e-4)
+
+    def forward(self, x: Tensor, left_out: bool = False) -> Tensor:
+        for number, (q, k, v, o, f) in enumerate(self.maps):
+            if not (left_out and number):
+                x = x + o(nn.functional.scaled_dot_product_attention(q(x), k(x), v(x)))
+            x = x + torch.tanh(f(x))
+        return x
+
+
+def test_attention_that_is_left_out_goes_whole() -> None:
+    """Queries, keys and values too, of which torch says that they are read by something with an effect."""
+    torch.manual_seed(0)
+    model, batches = Attending().eval(), [(torch.randn(3, 6, D),) for _ in range(3)]
+    analysis = analyze(capture(model, batches[0]))
+    whole = analysis.program.parameters()
+    plan, applied = compress(analysis, 0.65, depth=True, calibration=batches, restore="none")
+    slim = applied.program
+    assert [name for name in slim.info if name.startswith("maps.1.")] == ["maps.1.4.weight", "maps.1.4.bias"]
+    assert slim.parameters() == whole - 4 * (D * D + D)
+    assert sum(n.target is torch.ops.aten.scaled_dot_product_attention.default for n in slim.graph.nodes) == 1
+    torch.testing.assert_close(Evaluator(slim).run(batches[0])[0], model(batches[0][0], left_out=True))
+    assert prove(applied.analysis, plan).ok

@@ -47,6 +47,8 @@ def plan_depth(
     slim = _without(analysis, ranked[:count])
     after = CostModel(slim.axes, uncounted, clock=clock)
     notes = [f"{name} is left out: influence {found[name]:.4f}" for name in ranked[:count]]
+    if count == len(ranked):
+        notes.append("no residual branch is left: what remains only embeds its input and reads that off again")
     share = after.of(of) / costs.of(of)
     if share < keep - TOLERANCE:
         notes.append(f"{share:.1%} of the {of} remain: a whole branch is the smallest step")

@@ -203,3 +203,11 @@ def test_attention_that_is_left_out_goes_whole() -> None:
     assert sum(n.target is torch.ops.aten.scaled_dot_product_attention.default for n in slim.graph.nodes) == 1
     torch.testing.assert_close(Evaluator(slim).run(batches[0])[0], model(batches[0][0], left_out=True))
     assert prove(applied.analysis, plan).ok
+
+
+def test_a_plan_that_leaves_nothing_but_the_stream_says_so() -> None:
+    _, analysis, batches = deep()
+    plan, _ = compress(analysis, 0.15, depth=True, calibration=batches, restore="none")
+    assert any("no residual branch is left" in note for note in plan.notes)
+    plan, _ = compress(analysis, 0.8, depth=True, calibration=batches, restore="none")
+    assert not any("no residual branch is left" in note for note in plan.notes)

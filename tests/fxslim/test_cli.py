@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from fxslim import doctor, pipeline
+from fxslim import doctor, pipeline, targets
 from fxslim.cli import app
 from fxslim.passes.plan import Plan
 from fxslim.passes.prove import Proof
@@ -318,6 +318,8 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], Result
         def fail(*args: Any, **kwargs: Any) -> None:
             raise error
 
+        # Where it is taken from there as well: what is imported while it is replaced would keep the replacement.
+        monkeypatch.setattr(targets, "slim", fail)
         monkeypatch.setattr(pipeline, "slim", fail)
         return run("slim", CLASSIFIER, "--keep", "0.5", "-o", "never")
 

@@ -125,6 +125,7 @@ def _measure(
     outside = [n for n in program.info if text and not fnmatch.fnmatchcase(n, options.blocks)]
     whole = program.parameters()
     row: dict[str, Any] = {"method": method, "removed": removed, "seed": seed, "calibration": options.calibration}
+    row["code"] = fingerprint("graph", "passes")
     slim, proof = program, ""
     if method != "dense":
         calibration = _calibration(options, source, seed, text)
@@ -141,9 +142,7 @@ def _measure(
             )  # fmt: skip
         except (InputError, PlanError) as error:  # no stream to cut, nothing that saves MACs
             print(f"{method}: {error}", flush=True)
-            return [
-                {**row, "windows": d.rows, "proof": "refused", "code": fingerprint("graph", "passes")} for d in valid
-            ]
+            return [{**row, "windows": d.rows, "proof": "refused"} for d in valid]
         row["seconds"] = round(time.process_time() - start, 1)
         slim = applied.program
         found = prove(applied.analysis, plan)
@@ -152,7 +151,7 @@ def _measure(
     macs = CostModel(analyze(slim).axes).macs() / CostModel(analysis.axes).macs()
     row |= {
         "kept": round(share, 4), "params_kept": round(slim.parameters() / whole, 4), "macs_kept": round(macs, 4),
-        "proof": proof, "code": fingerprint("graph", "passes"),
+        "proof": proof,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
     scores = [(d.rows, evaluate(Evaluator(slim).run, d, source.task, output_names=slim.output_names)) for d in valid]

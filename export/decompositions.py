@@ -25,7 +25,7 @@ with suppress(ImportError):  # no public name: without it every reshape is taken
     # A decomposition makes a view of a reshape, whose translation also knows sizes of zero; that of a reshape does not.
     VIEWS[torch.ops.aten.reshape.default] = aten_view
 
-_stays = default_decompositions()  # holds every composite operator that can be left whole
+_PRESERVED = default_decompositions()  # holds every composite operator that can be left whole
 
 
 def decomposed_where_needed(exported: ExportedProgram) -> ExportedProgram:
@@ -60,4 +60,4 @@ def _has_to_be_taken_apart(target: Any, table: Container[Any]) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return False  # arithmetic on sizes
     composite = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return target._schema.is_mutable or (composite and target not in _stays and target not in VIEWS)
+    return target._schema.is_mutable or (composite and target not in _PRESERVED and target not in VIEWS)

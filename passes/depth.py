@@ -48,7 +48,7 @@ def plan_depth(
     after = CostModel(slim.axes, uncounted, clock=clock)
     notes = [f"{name} is left out: influence {found[name]:.4f}" for name in ranked[:count]]
     if count == len(ranked):
-        notes.append("no residual branch is left: what remains only embeds its input and reads that off again")
+        notes.append("no residual branch is left: the stream passes unchanged from what feeds it to what reads it")
     share = after.of(of) / costs.of(of)
     if share < keep - TOLERANCE:
         notes.append(f"{share:.1%} of the {of} remain: a whole branch is the smallest step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,6 @@ from fxslim.passes.bases import Rebased, rebase
 from fxslim.passes.budget import TOLERANCE, Widths, choose_groups, counts_for_keep, counts_for_width
 from fxslim.passes.caches import cache_notes
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.enough import drawn, enough
 from fxslim.passes.importance import BY_DATA, Chooser, needs_data, scores_for, scores_on_original, sums_once, top
 from fxslim.passes.influence import by_influence
 from fxslim.passes.low_rank import Matrix, find_matrices
@@ -34,7 +34,7 @@ from fxslim.passes.sized import Sized, with_pairs
 from fxslim.passes.standardised import standardised_counts
 from fxslim.passes.statistics import digest
 from fxslim.passes.subspaces import Subspace, find_subspaces, leading
-from fxslim.passes.survey import Survey, fitted, survey
+from fxslim.passes.survey import Survey, fitted, looked_at, survey
 
 __all__ = ["Planned", "Planning"]
 
@@ -102,7 +102,6 @@ class Planning:
             self.matrices = find_matrices(analysis, self.costs.uncounted | self._fixed_weights())
         self.known = known  # a survey of the same program in another form: what it says of a group by name holds here
         self.found: Survey | None = None
-        self.surveyed: int | None = None  # batches that a survey looks at
         self.scores: dict[str, Tensor] = {}  # on the original, where one ranking divides the budget and chooses
         self.kept: dict[Axis, int] = {}
         self.ranks: dict[str, int] = {}  # of the weights that become pairs
@@ -239,7 +238,7 @@ class Planning:
         if self.surveys is not None and key in self.surveys:
             return self.surveys[key]
         weighted = [g for g in self.chosen if g.name not in self.products]
-        found = survey(self.analysis, weighted, self.subspaces, self._looked_at(), self.progress, self.matrices)
+        found = survey(self.analysis, weighted, self.subspaces, self._looked_at, self.progress, self.matrices)
         found.curves.update((n, product_curve(s)) for n, s in self._scored_products(self.chosen).items())
         changed = rebase(self.analysis, found, tuple(found.bases))
         few = few_examples(self.analysis, self.batches[-1])
@@ -250,13 +249,11 @@ class Planning:
             self.surveys[key] = found
         return found
 
+    @cached_property
     def _looked_at(self) -> Sequence[Sequence[Tensor]]:
         """The batches of a survey, here and where the plan is applied."""
         assert self.batches is not None
-        learned = fitted(self.batches)
-        if self.surveyed is None:
-            self.surveyed = enough(self.analysis, learned)
-        return drawn(learned, self.surveyed)
+        return looked_at(self.analysis, self.batches)
 
     def _asked(self) -> str:
         """What a survey depends on: the program, its weights, the data, and what is asked."""
@@ -342,7 +339,7 @@ class Planning:
         names = [s.group.name for s in sized.subspaces]
         bases = {name: basis for name, basis in sized.bases.items() if name in names}
         if missing := [s for s in sized.subspaces if s.group.name not in bases]:
-            bases |= survey(sized.analysis, [], missing, self._looked_at(), self.progress).bases
+            bases |= survey(sized.analysis, [], missing, self._looked_at, self.progress).bases
         return rebase(sized.analysis, Survey({}, bases, sized.subspaces, ()), names)
 
     def options(self) -> dict[str, Any]:
@@ -353,5 +350,5 @@ class Planning:
             "inexact": self.inexact, "seed": self.seed, "groups": self.groups, "keep_fixed": self.keep_fixed,
             "keep_caches": self.keep_caches, "uncounted": self.uncounted,
             "data": digest(self.batches) if (self.subspaces or self.ranks) and self.batches else None,
-            "surveyed": len(self._looked_at()) if (self.subspaces or self.ranks) and self.batches else None,
+            "surveyed": len(self._looked_at) if (self.subspaces or self.ranks) and self.batches else None,
         }  # fmt: skip

@@ -60,9 +60,8 @@ def refit(
     The ridge is chosen on held-out data; where none improves on plain slicing there, plain slicing is returned. The
     accepted refit then uses all data.
     """
-    target, kept = _extended(weight, bias).to(train.matrix.device), kept.to(train.matrix.device)
+    target, kept, plain = _cut(weight, bias, kept, train.matrix.device)
     mask = torch.cat([kept, torch.full_like(kept[:, :1], bias is not None)], dim=1)
-    plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
     systems = [_System.of(target[block], mask[block], train.matrix[block]) for block in range(len(target))]
     scale = max(float(residual(target, torch.zeros_like(target), held_out)), 1e-300)
     before = float(residual(target, plain, held_out)) / scale
@@ -95,9 +94,8 @@ def solve_once(
 ) -> tuple[Tensor, Tensor | None] | None:
     """The refit of [g, n, k] and [g, n] at one ridge, for kept columns [g, k], which nothing judges; None where the
     system is singular."""
-    target, kept = _extended(weight, bias).to(moment.matrix.device), kept.to(moment.matrix.device)
+    target, kept, plain = _cut(weight, bias, kept, moment.matrix.device)
     mask = torch.cat([kept, torch.full_like(kept[:, :1], bias is not None)], dim=1)
-    plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
     systems = [_System.of(target[block], mask[block], moment.matrix[block]) for block in range(len(target))]
     found = _solve(systems, plain, ridge)
     if found is None:
@@ -112,8 +110,7 @@ def shift_bias(weight: Tensor, bias: Tensor | None, kept: Tensor, train: SecondM
 
     Without a bias, or where this does not lower the residual on held-out data, plain slicing is returned.
     """
-    target, kept = _extended(weight, bias).to(train.matrix.device), kept.to(train.matrix.device)
-    plain = target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
+    target, kept, plain = _cut(weight, bias, kept, train.matrix.device)
     scale = max(float(residual(target, torch.zeros_like(target), held_out)), 1e-300)
     before, both = float(residual(target, plain, held_out)) / scale, train + held_out
     sliced, columns = (weight.to(kept.device) * kept.unsqueeze(1)).cpu(), kept.shape[1]
@@ -133,6 +130,12 @@ def _shifted(target: Tensor, plain: Tensor, moment: SecondMoment) -> Tensor:
     result = plain.clone()
     result[..., -1] += torch.einsum("gnk,gk->gn", target - plain, means)
     return result
+
+
+def _cut(weight: Tensor, bias: Tensor | None, kept: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """[W b], the kept columns, and [W b] with the others zero, where the solve is done."""
+    target, kept = _extended(weight, bias).to(device), kept.to(device)
+    return target, kept, target * torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1).unsqueeze(1)
 
 
 def _extended(weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ class Problem:
     of the position that each column belongs to (-1: of another group)."""
 
     def __init__(self, weight: Tensor, moment: Tensor, owner: Tensor) -> None:
-        self.moment, self.owner = moment, owner
+        self.moment = moment
         diagonal = moment.diagonal(dim1=1, dim2=2)
         damping = RIDGE * diagonal.mean(-1, keepdim=True).clamp(min=1e-300).expand_as(diagonal)
         inverse = _inverse(moment + torch.diag_embed(damping))
@@ -58,7 +58,7 @@ class _Block:
 
     def __init__(self, weight: Tensor, inverse: Tensor, owner: Tensor) -> None:
         self._size = len(owner)
-        self._weight, self._inverse = weight.clone(), inverse.clone()  # [n, l], [l, l]: of the columns that are here
+        self._weight, self._inverse = weight.clone(), inverse  # [n, l], [l, l]: of the columns that are here
         self._here = torch.arange(len(owner))  # [l]
         self._gone = torch.zeros(len(owner), dtype=torch.bool)  # [l]
         order = owner.argsort(stable=True)

@@ -19,6 +19,7 @@ from fxslim.graph.errors import InputError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.basis import Basis, optimal_basis, principal_axes, rotation
 from fxslim.passes.consumers import CONVOLUTIONS, Consumer, at_several_depths, find_consumers
+from fxslim.passes.enough import drawn, enough
 from fxslim.passes.importance import position_scores, problem, top
 from fxslim.passes.low_rank import Matrix, pair_basis, truncated
 from fxslim.passes.restore import Progress
@@ -28,7 +29,7 @@ from fxslim.passes.stream_curve import Readers
 from fxslim.passes.subspaces import Gathered, Subspace, gather_at, leading
 from fxslim.passes.team import current_team
 
-__all__ = ["Curve", "Survey", "fitted", "survey"]
+__all__ = ["Curve", "Survey", "fitted", "looked_at", "survey"]
 
 RIDGE = 1e-6  # of a Gram matrix that is known from data alone
 _SMALLEST = 16  # selection is followed down to this part of a group
@@ -79,6 +80,12 @@ class Survey:
 def fitted(batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
     """All batches but the last one, by which `probe` judges: what was fitted is small on its own data."""
     return batches[:-1] or batches
+
+
+def looked_at(analysis: Analysis, batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+    """The batches that a survey needs, of those that `probe` does not judge by."""
+    learned = fitted(batches)
+    return drawn(learned, enough(analysis, learned))
 
 
 def survey(

@@ -17,13 +17,12 @@ from fxslim.graph.liveness import value_bytes
 from fxslim.graph.program import bind_symbols
 from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import Consumer, find_consumers
-from fxslim.passes.enough import drawn, enough
 from fxslim.passes.low_rank import find_matrices
 from fxslim.passes.methods import Settings
 from fxslim.passes.probe import few_examples
 from fxslim.passes.stream_curve import SHARES
 from fxslim.passes.subspaces import find_subspaces
-from fxslim.passes.survey import fitted
+from fxslim.passes.survey import looked_at
 from fxslim.passes.upstream import choose_upstream
 
 __all__ = ["Rates", "Work", "count_work", "cut_by"]
@@ -90,7 +89,7 @@ def count_work(
     found: dict[str, Work] = {}
     rounds = chosen.rounds
     surveyed = chosen.budget == "global" and chosen.metric is None
-    surveying = _Counted(analysis, _looked_at(analysis, batches)) if surveyed or chosen.subspace else counted
+    surveying = _Counted(analysis, looked_at(analysis, batches)) if surveyed or chosen.subspace else counted
     if surveyed:
         found = surveying.survey(cut, consumers, chosen)
     if chosen.metric is not None:
@@ -108,12 +107,6 @@ def count_work(
     if chosen.importance == "obs" and not surveyed:
         walk["solves"] += _sum(_elimination(*c.shape(analysis.program)) for c in consumers) * rounds
     return {name: found.get(name, Work()) + walk.get(name, Work()) for name in (*walk, *found)}
-
-
-def _looked_at(analysis: Analysis, batches: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
-    """The batches of a survey."""
-    learned = fitted(batches)
-    return drawn(learned, enough(analysis, learned))
 
 
 class _Counted:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fxslim.graph.serialize import load
+from fxslim.opening import open_model
 from fxslim.passes.methods import METHODS
 from fxslim.passes.plan import Plan
 from tests.fxslim.factories import write_data
@@ -139,3 +140,12 @@ def test_data_of_several_files(data: Path, tmp_path: Path) -> None:
     assert run("prove", BOTTLENECK, plan, *words).exit_code == 0
     refused(run("prove", BOTTLENECK, plan, *words, "--seed", "1"), "data")
     refused(run("plan", BOTTLENECK, "--keep", "0.6", "--calibration", f"{data}=-1"), "weight of a part")
+
+
+def test_apply_says_what_was_saved_of_the_model(tmp_path: Path) -> None:
+    """Not of the program that the plan applies to, whose weights are pairs of full rank."""
+    plan = tmp_path / "plan.json"
+    assert run("plan", "bundled:digits-resnet", "--keep", "0.7", "--method", "svd", "-o", plan).exit_code == 0
+    result = run("apply", "bundled:digits-resnet", plan, "-o", tmp_path / "slim")
+    whole, slim = open_model("bundled:digits-resnet").program.parameters(), load(tmp_path / "slim").parameters()
+    assert f"{whole:,} parameters -> {slim:,}" in result.stdout and slim < 0.75 * whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -109,3 +111,10 @@ def test_it_stands_in_the_place_of_a_file() -> None:
 def test_other_models_cannot_write() -> None:
     with pytest.raises(InputError, match="write its own calibration text"):
         load_batches("self", open_model("bundled:digits-resnet"))
+
+
+def test_without_transformers_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = open_model("bundled:opt-python").program
+    monkeypatch.setitem(sys.modules, "transformers.generation.logits_process", None)
+    with pytest.raises(InputError, match=r"not installed(?s:.*)fxslim\[hf\]"):
+        generated_windows(program, input_specs(program), 2, WINDOW, seed=3)

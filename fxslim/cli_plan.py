@@ -89,17 +89,20 @@ def plan(
     from fxslim.calibration import shortage_of_plan
     from fxslim.memory_plan import plan_memory
     from fxslim.outputs import write_text_atomic
-    from fxslim.passes.methods import settings
     from fxslim.processes import follows
     from fxslim.slim_options import SlimOptions
     from fxslim.streaming import place, refuse_unstreamable, scratch_beside
     from fxslim.subject import calibration_of
 
     options = SlimOptions(
-        model=model, keep=keep, width=width, of=of, importance=importance, loader_compatible=loader_compatible,
-        stream=stream, offload_activations=offload_activations, device=device,
+        model=model, keep=keep, width=width, of=of, method=method, importance=importance, budget=budget,
+        rounds=rounds, schedule=schedule, slope=slope, calibration=c.one_or_several(calibration),
+        groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()), uncounted=tuple(uncounted or ()), inexact=inexact,
+        round_to=round_to, seed=seed, loader_compatible=loader_compatible, stream=stream,
+        offload_activations=offload_activations, device=device,
     )  # fmt: skip
     options.refuse_contradictions()
+    options.refuse_bad_planning()
     refuse_unstreamable(options)
     with c.watching(quiet) as shown, scratch_beside(out, wanted=stream) as scratch:
         source, analysis = c.opened(
@@ -110,12 +113,7 @@ def plan(
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("plan")
-        chosen = settings(
-            method, importance=importance, budget=budget, rounds=rounds, data=data is not None, width=width is not None
-        )
-        wanted = chosen.options()
-        if groups is not None:
-            wanted["groups"] = c.split(groups)
+        chosen, wanted = options.settings(data=data is not None), options.planning(data=data is not None)
         if memory:
             _print_memory(
                 plan_memory(
@@ -126,9 +124,7 @@ def plan(
             return
         made = make_plan(
             analysis, keep, width=width, of=of, calibration=data, round_to=1 if round_to is None else round_to,
-            uncounted=tuple(uncounted or ()),
-            keep_fixed=tuple(keep_fixed or ()), inexact=inexact, seed=seed, schedule=schedule, slope=slope,
-            keep_caches=loader_compatible, progress=shown.progress, restore=chosen.restore, **wanted,
+            keep_caches=loader_compatible, progress=shown.progress, **wanted,
         )  # fmt: skip
         made = replace(made, options={**made.options, "restore": chosen.restore})
         warning = shortage_of_plan(analysis, made, data)

@@ -67,16 +67,11 @@ def asked_of(options: SlimOptions, subject: Subject, run: Run) -> dict[str, Any]
     """
     if options.plan is not None:
         return {}
-    calibration = subject.calibration
-    chosen = options.settings(data=calibration is not None)
-    asked: dict[str, Any] = {
-        **chosen.options(), "restore": chosen.restore, "calibration": calibration, "keep_fixed": options.keep_fixed,
-        "uncounted": options.uncounted, "inexact": options.inexact, "keep_caches": options.loader_compatible,
-        "seed": options.seed, "schedule": options.schedule, "slope": options.slope, "progress": run.watcher.progress,
-        "surveys": subject.surveys, "curves": {},
+    asked = {
+        **options.planning(data=subject.calibration is not None), "calibration": subject.calibration,
+        "keep_caches": options.loader_compatible, "progress": run.watcher.progress, "surveys": subject.surveys,
+        "curves": {},
     }  # fmt: skip
-    if options.groups is not None:
-        asked["groups"] = options.groups
     if options.of == "latency":
         refuse_untimed(asked)
     return asked

@@ -102,6 +102,7 @@ def refuse_early(options: SlimOptions) -> None:
         InputError: something is.
     """
     options.refuse_contradictions()
+    options.refuse_bad_planning()
     refuse_unstreamable(options)
     device_of(options.device)
     require_provider(options.provider)

@@ -15,6 +15,7 @@ from fxslim.graph.errors import InputError
 from fxslim.passes.budget import Budget, check_share
 from fxslim.passes.importance import Importance, importance_names
 from fxslim.passes.methods import Restore, Settings, settings
+from fxslim.passes.options import PlanOptions, check_options
 from fxslim.passes.rank_schedule import SLOPE
 from fxslim.passes.rounds import Schedule
 from fxslim.timing import parse_sizes
@@ -84,6 +85,19 @@ class SlimOptions:
             restore=self.restore, rounds=self.rounds, data=data, width=self.width is not None,
         )  # fmt: skip
 
+    def planning(self, *, data: bool) -> dict[str, Any]:
+        """What a plan is asked for but its share, as far as no model has to be known.
+
+        Raises:
+            InputError: there is no such method, or it needs data that there is not.
+        """
+        chosen = self.settings(data=data)
+        asked: dict[str, Any] = {
+            **chosen.options(), "restore": chosen.restore, "keep_fixed": self.keep_fixed, "uncounted": self.uncounted,
+            "inexact": self.inexact, "seed": self.seed, "schedule": self.schedule, "slope": self.slope,
+        }  # fmt: skip
+        return asked if self.groups is None else {**asked, "groups": self.groups}
+
     def refuse_contradictions(self) -> None:
         """Returns if the options make sense together; what only a model can tell comes later.
 
@@ -131,6 +145,17 @@ class SlimOptions:
         if not 0 < self.latency_seconds < float("inf"):
             raise InputError(f"--latency-seconds is {self.latency_seconds:g}", remedy="give a positive number")
         self._refuse_idle_gates()
+
+    def refuse_bad_planning(self) -> None:
+        """Returns if a plan may be asked for like this, as far as no model has to be known.
+
+        Raises:
+            InputError: it may not.
+        """
+        if self.plan is not None or (self.method is None and self.calibration is None):
+            return  # the model may bring data, and that a method
+        rounding = 1 if self.round_to is None else self.round_to
+        check_options(cast("PlanOptions", {**self.planning(data=True), "round_to": rounding}))
 
     def _refuse_idle_gates(self) -> None:
         """A gate that nothing, or everything, passes is a mistake."""

@@ -22,7 +22,7 @@ __all__ = ["ENOUGH", "FEWEST", "LEAST", "drawn", "enough"]
 
 ENOUGH = 4.0  # rows for each column of the weight that has the fewest
 LEAST = 4096  # rows, whatever the columns: what is estimated from them is right to a few per cent
-FEWEST = 8  # batches, and no fewer than there are processes
+FEWEST = 4  # batches, and no fewer than there are processes
 
 _Symbols = Mapping[sympy.Symbol, int]
 _Need = tuple[int, Callable[[_Symbols], int]]  # columns, and the rows that a batch gives

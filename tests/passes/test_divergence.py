@@ -67,3 +67,15 @@ def test_what_replaces_a_cache_does_not_count() -> None:
     names = ["logits", "present"]
     assert divergence(names, [logits, cache], [logits, cache + 1], {"present"}) == 0.0
     assert divergence(names, [logits, cache], [logits, cache + 1]) > 0.0
+
+
+def test_few_rows_at_a_time_are_all_rows_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole chunks, with a shorter last one, and row by row where a row alone is larger; masked rows besides."""
+    old, new = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    old[1, 2] = new[1, 2] = -math.inf
+    wanted = divergence(["logits"], [old], [new])
+    rows = [divergence(["logits"], [a[None]], [b[None]]) for a, b in zip(old.view(15, 8), new.view(15, 8), strict=True)]
+    assert wanted == pytest.approx(sum(rows) / 14, rel=1e-6)
+    for count in (1, 32, 40):
+        monkeypatch.setattr("fxslim.passes.divergence._AT_ONCE", count)
+        assert divergence(["logits"], [old], [new]) == pytest.approx(wanted, rel=1e-6)

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxslim.graph.axes.analysis import Axes
 from fxslim.graph.axes.terms import Axis, Expr
@@ -50,12 +50,13 @@ class CostModel:
         self._uncounted = {name: trainable[name] for name in self.uncounted}
         self._bytes = {name: info[name].dtype.itemsize for name in nodes}
         self._buffers = {name: axes.dims(node) for name, node in nodes.items() if not info[name].trainable}
-        self._products: list[tuple[tuple[Expr, ...], tuple[str, ...]]] = []  # of a call, and the weights it reads
-        for call in axes.calls.values():
+        # Of a call, with the weights that it reads.
+        self._products: list[tuple[fx.Node, tuple[Expr, ...], tuple[str, ...]]] = []
+        for node, call in axes.calls.items():
             read = tuple(str(o.target) for o in call.operands if o.op == "get_attr")
             for letters in call.rule.costs:
                 dims = tuple(axes.terms.resolve(call.letters[x]) for x in letters if x in call.letters)
-                self._products.append((dims, read))
+                self._products.append((node, dims, read))
 
     def params(self, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None) -> int:
         """Trainable scalars, tied ones once."""
@@ -69,7 +70,7 @@ class CostModel:
     def macs(self, counts: Mapping[Axis, int] | None = None, ranks: Mapping[str, LowRank] | None = None) -> int:
         """Multiply-accumulate operations of linear maps, convolutions and attention, for the example's sizes."""
         total = 0
-        for dims, read in self._products:
+        for _, dims, read in self._products:
             macs = self._product(dims, counts)
             name = next((n for n in read if n in ranks), None) if ranks else None
             if name is not None and ranks is not None:  # once for each position of the output, as the weight was
@@ -77,6 +78,13 @@ class CostModel:
                 macs = macs // self._product(weight, counts) * self._pair(weight, ranks[name], counts)
             total += macs
         return total
+
+    def macs_by_call(self) -> dict[fx.Node, int]:
+        """Multiply-accumulate operations of every call that has any."""
+        found: dict[fx.Node, int] = {}
+        for node, dims, _ in self._products:
+            found[node] = found.get(node, 0) + self._product(dims, None)
+        return found
 
     def bytes(self, counts: Mapping[Axis, int] | None = None) -> int:
         """Bytes of all weights and buffers in their own types."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxslim.graph.axes.groups import Analysis, Group
+from fxslim.graph.axes.roles import STREAM
 from fxslim.graph.costs import CostModel
 from fxslim.graph.liveness import value_bytes
 from fxslim.graph.program import bind_symbols
 from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import Consumer, find_consumers
-from fxslim.passes.low_rank import find_matrices
+from fxslim.passes.low_rank import Matrix, find_matrices
 from fxslim.passes.methods import Settings
 from fxslim.passes.probe import few_examples
 from fxslim.passes.stream_curve import SHARES
@@ -28,7 +29,7 @@ from fxslim.passes.upstream import choose_upstream
 __all__ = ["Rates", "Work", "count_work", "cut_by"]
 
 _LADDER = 5  # ridges that a refit tries, and once more with all data
-_PROBED = 0.5  # of a forward pass: a probe runs what comes behind the change, half of the model on average
+_COMPARED = 16.0  # times that logits are read or written to compare two distributions
 _DECOMPOSED = 10.0  # FLOPs of a symmetric eigendecomposition over n^3
 
 
@@ -104,7 +105,7 @@ def count_work(
         "forward": counted.forward * passes, "moments": counted.moments(consumers) * passes,
         "solves": _sum(_refit(*c.shape(analysis.program)) for c in consumers) * (rounds if chosen.refits else 0),
     }  # fmt: skip
-    if chosen.importance == "obs" and not surveyed:
+    if chosen.importance == "obs":
         walk["solves"] += _sum(_elimination(*c.shape(analysis.program)) for c in consumers) * rounds
     return {name: found.get(name, Work()) + walk.get(name, Work()) for name in (*walk, *found)}
 
@@ -119,13 +120,53 @@ class _Counted:
             shapes.setdefault(tuple(tuple(t.shape) for t in batch), []).append(batch)
         self._kinds = [(same[0], len(same)) for same in shapes.values()]
         self.forward = _sum(self._forward(batch) * count for batch, count in self._kinds)
-        self.probe = self._forward(few_examples(analysis, batches[-1]))
+        self._few = few_examples(analysis, batches[-1])
 
     def _forward(self, batch: Sequence[Tensor]) -> Work:
+        return _sum(self._calls(batch).values())
+
+    def _calls(self, batch: Sequence[Tensor]) -> dict[fx.Node, Work]:
+        """The work of every call, in their order."""
         program, symbols = self.analysis.program, bind_symbols(self.analysis.program, batch)
-        moved = sum(2 * value_bytes(n, symbols) for n in program.graph.nodes if n.op == "call_function")
-        macs = CostModel(self.analysis.axes, inputs=batch).macs()
-        return Work(single=2.0 * macs, bandwidth=float(moved))
+        macs = CostModel(self.analysis.axes, inputs=batch).macs_by_call()
+        calls = [n for n in program.graph.nodes if n.op == "call_function"]
+        return {n: Work(single=2.0 * macs.get(n, 0), bandwidth=2.0 * value_bytes(n, symbols)) for n in calls}
+
+    def probes(self, cut: Sequence[Group], matrices: Sequence[Matrix]) -> Work:
+        """One for each group and rank: the calls from the change on, on few examples, and the outputs compared."""
+        axes, calls = self.analysis.axes, self._calls(self._few)
+        first = {n: {a for e in c.letters.values() for a in axes.terms.atoms(e)} for n, c in axes.calls.items()}
+        changed = {m.consumer.node for m in matrices}
+        waiting, left, total = {g.axis for g in cut}, 0, self.compared * (len(cut) + len(matrices))
+        for node, work in calls.items():
+            met = waiting & first.get(node, set())
+            waiting -= met
+            left += len(met) + (node in changed)
+            total += work * left
+        return total
+
+    @property
+    def compared(self) -> Work:
+        """Of the outputs of one probe with the original's."""
+        program, symbols = self.analysis.program, bind_symbols(self.analysis.program, self._few)
+        size = sum(value_bytes(n, symbols) for n in program.output_nodes if isinstance(n, fx.Node))
+        return Work(bandwidth=_COMPARED * size)
+
+    def stream(self, cut: Sequence[Group]) -> dict[str, Work]:
+        """Of residual streams, where there are any: at each share all that read them are refitted and probed; and one
+        walk more for the bases of the program that keeps them whole."""
+        streams = [g for g in self.analysis.groups if g.kind == STREAM]
+        if not streams:
+            return {}
+        own, size = {n for g in cut for n in g.consumers}, max(g.size for g in streams)
+        shapes = [
+            c.shape(self.analysis.program) for c in find_consumers(self.analysis.axes)[0] if c.node.name not in own
+        ]
+        solved = [_solved_once(n, k) for blocks, n, k in shapes if blocks == 1 and k == size]
+        return {
+            "forward": self.forward, "curves": _sum(solved) * len(SHARES),
+            "probes": (self._forward(self._few) + self.compared) * len(SHARES),
+        }  # fmt: skip
 
     def moments(self, consumers: Sequence[Consumer]) -> Work:
         """Second moments, one for each consumer; only one half of a symmetric product is computed."""
@@ -158,12 +199,13 @@ class _Counted:
         curves = _sum(_elimination(*c.shape(program)) for c in consumers if c.node.name in selected)
         curves += _sum(_pair(*m.consumer.shape(program)[1:]) for m in matrices) * 2
         curves += _sum(_decomposition(s.group.size) * len(s.sides) for s in subspaces)
-        probes = len(cut) + len(matrices) + (len(SHARES) if chosen.streams else 0)
         walked = {c.node: c for c in (*consumers, *(m.consumer for m in matrices))}
-        return {
+        found = {
             "forward": self.forward, "moments": self.moments(list(walked.values())), "curves": curves,
-            "probes": self.probe * (_PROBED * probes),
+            "probes": self.probes(cut, matrices),
         }  # fmt: skip
+        further = self.stream(cut) if chosen.streams else {}
+        return {name: work + further.get(name, Work()) for name, work in found.items()}
 
 
 def _refit(blocks: int, outputs: int, columns: int) -> Work:
@@ -171,6 +213,12 @@ def _refit(blocks: int, outputs: int, columns: int) -> Work:
     n, k = float(outputs), float(columns)
     products = 4 * n * k**2 + 2 * (_LADDER + 2) * n * k**2
     return Work(double=products, solving=(_LADDER + 1) * (k**3 / 3 + 2 * n * k**2)) * blocks
+
+
+def _solved_once(outputs: int, columns: int) -> Work:
+    """A factor and a solution."""
+    n, k = float(outputs), float(columns)
+    return Work(double=2 * n * k**2, solving=k**3 / 3 + 2 * n * k**2)
 
 
 def _elimination(blocks: int, outputs: int, columns: int) -> Work:

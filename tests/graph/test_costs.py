@@ -35,7 +35,9 @@ def test_macs_are_half_of_torchs_flops(name: str) -> None:
     # The counter knows nothing of the fused kernel of attention on CPUs.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         module(*inputs)
-    assert CostModel(net.analysis.axes).macs() * 2 == counter.get_total_flops()
+    costs = CostModel(net.analysis.axes)
+    assert costs.macs() * 2 == counter.get_total_flops()
+    assert sum(costs.macs_by_call().values()) == costs.macs()
 
 
 @pytest.mark.parametrize("name", ["resnet", "attention", "shuffle"])

@@ -53,7 +53,7 @@ def run(
 
     made = load_recipe(recipe, change or ())
     if dry_run:
-        foresee(made, json, quiet, verbose)
+        foresee(made, out, json, quiet, verbose)
         return
     out = required(out)
     with c.watching(quiet, verbose) as shown:
@@ -80,12 +80,12 @@ def required(out: Path | None) -> Path:
     return out
 
 
-def foresee(recipe: Recipe, json: bool, quiet: bool, verbose: bool) -> None:
+def foresee(recipe: Recipe, out: Path | None, json: bool, quiet: bool, verbose: bool) -> None:
     """Prints what a run would do and take."""
     from fxslim.forecast import forecast
 
     with c.watching(quiet, verbose) as shown:
-        found = {name: forecast(options, recipe.pinned, shown) for name, options in _targets(recipe).items()}
+        found = {name: forecast(options, recipe.pinned, shown, out) for name, options in _targets(recipe).items()}
     if json:
         c.print_json({name: f.to_dict() for name, f in found.items()} if recipe.targets else found[""].to_dict())
         return

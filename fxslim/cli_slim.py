@@ -110,7 +110,7 @@ def slim(
         trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if dry_run:
-        foresee(Recipe(options), json, quiet, verbose)
+        foresee(Recipe(options), out, json, quiet, verbose)
         return
     out = required(out)
     with c.watching(quiet, verbose) as shown:

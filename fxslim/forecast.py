@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from fxslim.export.peak import own_peak_bytes
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.program import Program
 from fxslim.made import Made, make_slim
-from fxslim.pipeline import refuse_early, refuse_unusable
+from fxslim.memory_plan import predicted_bytes
+from fxslim.pipeline import helper_scratch, refuse_early, refuse_unusable
 from fxslim.recipe import Pinned
 from fxslim.report import predicted_macs
 from fxslim.run_steps import Run, Watcher
@@ -55,29 +55,38 @@ class Forecast:
         }  # fmt: skip
 
 
-def forecast(options: SlimOptions, pinned: Pinned, watcher: Watcher) -> Forecast:
-    """What `slim` with these options would do. Nothing is written.
+def forecast(options: SlimOptions, pinned: Pinned, watcher: Watcher, out: Path | None = None) -> Forecast:
+    """What `slim` with these options would do. Nothing stays on disk; what is spilled meanwhile is beside `out`.
 
     Raises:
         FxslimError: what `slim` raises up to the plan.
     """
     refuse_early(options)
     run = Run(watcher)
-    with tempfile.TemporaryDirectory(prefix="fxslim-") as scratch:
-        subject = open_subject(options, Path(scratch), run, pinned)
+    with helper_scratch(out or Path("out"), options) as scratch:
+        subject = open_subject(options, scratch, run, pinned)
         analysis, _ = refuse_unusable(subject, options, run)
-        with run.step("export"):
-            subject.onnx(options.opset)
-        made = make_slim(options, subject, analysis, Stages(Path(scratch) / "stages"), run)
+        predicted = predicted_bytes(options, analysis, subject.calibration) if options.stream else None
+        if not options.stream:  # as in the run: until the proof is done memory is that of calibration alone
+            _export(subject, options, run)
+        made = make_slim(options, subject, analysis, Stages(scratch / "stages"), run)
+        if options.stream:
+            _export(subject, options, run)
         measured = tuple(run.seconds)
         run.watcher.step("estimate")
         seconds = {**run.seconds, **_rest(options, subject, made, run.seconds["export"])}
+        peak = _peak(subject, made, predicted)
     return Forecast(
         made, _groups(made), (subject.original.parameters(), made.program.parameters()),
         predicted_macs(made.plan, made.analysis),
         (_bytes(subject.original), _bytes(made.program)), made.plan.predicted.get("loss"), seconds, measured,
-        _peak(subject, made),
+        peak,
     )  # fmt: skip
+
+
+def _export(subject: Subject, options: SlimOptions, run: Run) -> None:
+    with run.step("export"):
+        subject.onnx(options.opset)
 
 
 def _groups(made: Made) -> tuple[dict[str, Any], ...]:
@@ -96,7 +105,8 @@ def _rest(options: SlimOptions, subject: Subject, made: Made, export: float) -> 
     data = subject.evaluation
     scored = 0.0 if data is None else _seconds(subject.original, data.inputs[0]) * len(data) * (1 + ratio)
     check = export / 2 + _RUNS_OF_CHECK * (_FLOAT64 + 1) * example
-    found |= {"evaluate": scored, "export slim": export, "check": check, "latency": options.latency_seconds}
+    found |= {"evaluate": scored, "export slim": export, "check": check}
+    found |= {} if options.stream else {"latency": options.latency_seconds}
     if options.loader_compatible:  # opened again, and a few tokens generated
         found["loader"] = check
     for kind in filter(None, (options.onnx_dtype, options.quantize)):
@@ -112,9 +122,12 @@ def _seconds(program: Program, inputs: Sequence[Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def _peak(subject: Subject, made: Made) -> int:
+def _peak(subject: Subject, made: Made, predicted: int | None) -> int:
     """What the process has needed so far, or what the later steps will, whichever is more: the proof holds both
-    programs in float64, the check the slim one in float64 and in a session."""
+    programs in float64, the check the slim one in float64 and in a session. With weights on disk it is what was
+    `predicted`."""
+    if predicted is not None:
+        return max(predicted, own_peak_bytes())
     used = own_peak_bytes() if importlib.util.find_spec("resource") is not None else 0
     before, after = _bytes(subject.original), _bytes(made.program)
     return used + max(0, 2 * (before + after) - before)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 from fxslim.graph.errors import InputError
 
@@ -19,6 +23,8 @@ SHARED = frozenset({"slim", "run", "plan"})
 """Commands that several processes do together; of all others the first process does everything."""
 
 _PATIENCE = timedelta(hours=12)  # a process may have much to solve while the others wait for it
+_MEETING = timedelta(minutes=10)  # until all have started
+_LOOK = 0.05  # seconds between looks at who is there
 
 
 def follows() -> bool:
@@ -45,12 +51,16 @@ def joined(command: str) -> Iterator[bool]:
         yield not follows()
         return
     import torch.distributed as dist  # heavy, and not needed by a process that is alone
+    from torch.distributed.rendezvous import rendezvous
 
     if dist.is_initialized():
         yield True
         return
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        with _signals_end_it():
+            store, rank, _ = next(rendezvous("env://", timeout=_MEETING))
+            _wait_for_all(store, size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:  # the store's errors are RuntimeErrors
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -62,6 +72,34 @@ def joined(command: str) -> Iterator[bool]:
             yield True
     finally:
         dist.destroy_process_group()
+
+
+def _wait_for_all(store: Any, size: int) -> None:
+    """Returns when so many processes have reached this place; the group itself would wait as long as for a solve.
+
+    Raises:
+        RuntimeError: some do not come.
+    """
+    key, deadline = f"fxslim-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", time.monotonic() + _MEETING.seconds
+    there = store.add(key, 1)
+    while there < size:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"after {_MEETING.seconds // 60} minutes {there} are there")
+        time.sleep(_LOOK)
+        there = store.add(key, 0)
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """A block that waits outside of Python, where no handler written in it runs: SIGTERM ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _number(variable: str, default: int) -> int:

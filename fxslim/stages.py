@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import LocalError
 from fxslim.outputs import replace_whole, verify_manifest, write_manifest
 
 __all__ = ["Stages"]
@@ -74,9 +74,9 @@ class Stages:
         except (OSError, SafetensorError) as error:
             raise self._unwritable(error) from error
 
-    def _unwritable(self, error: Exception) -> InputError:
+    def _unwritable(self, error: Exception) -> LocalError:
         reason = getattr(error, "strerror", None) or error
-        return InputError(f"what the run has found so far cannot be written: {reason}", at=str(self.folder))
+        return LocalError(f"what the run has found so far cannot be written: {reason}", at=str(self.folder))
 
     def names(self) -> list[str]:
         """Keys of the stages that are there."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import secrets
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
+from filelock import FileLock
 
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, LocalError
 from fxslim.graph.program import Program
 from fxslim.graph.stores import Placement, Spill
+from fxslim.outputs import release
 from fxslim.slim_options import SlimOptions
 
 __all__ = ["device_of", "place", "refuse_unstreamable", "scratch_beside"]
@@ -23,6 +27,8 @@ _WHOLE = {
 }
 """Importances for which every weight has to be in memory, and why."""
 
+_SCRATCH, _LOCK = ".fxslim-", ".lock"
+_FRESH = 60.0  # seconds that a lock may be there before its folder is
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 _LARGE = 1 << 20  # bytes
 
@@ -96,7 +102,7 @@ def refuse_unstreamable(options: SlimOptions) -> None:
 @contextmanager
 def scratch_beside(out: Path | None, *, wanted: bool) -> Iterator[Path | None]:
     """A folder for the time of a block, if it is wanted, on the disk of the result (or of the current directory): a
-    temporary folder of the system may be in memory.
+    temporary folder of the system may be in memory. What killed runs left there goes.
 
     Raises:
         InputError: it cannot be made.
@@ -105,10 +111,32 @@ def scratch_beside(out: Path | None, *, wanted: bool) -> Iterator[Path | None]:
         yield None
         return
     where = Path.cwd() if out is None else out.expanduser().absolute().parent
+    made = where / f"{_SCRATCH}{secrets.token_hex(4)}"
+    lock = FileLock(made.with_suffix(_LOCK), timeout=0)
     try:
         where.mkdir(parents=True, exist_ok=True)
-        made = TemporaryDirectory(prefix=".fxslim-", dir=where, ignore_cleanup_errors=True)
+        _tidy(where)
+        lock.acquire()  # before the folder is there: one without a lock is nobody's
+        made.mkdir()
     except OSError as error:
-        raise InputError(f"weights cannot be spilled to disk: {error.strerror}", at=str(where)) from error
-    with made as path:
-        yield Path(path)
+        release(lock)
+        raise LocalError(f"weights cannot be spilled to disk: {error.strerror}", at=str(where)) from error
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        release(lock)
+
+
+def _tidy(where: Path) -> None:
+    """Removes the folders whose process is no more: its lock is free."""
+    for left in where.glob(f"{_SCRATCH}*"):
+        lock = FileLock(left.with_suffix(_LOCK), timeout=0)
+        try:
+            if left.suffix == _LOCK and (left.with_suffix("").is_dir() or time.time() - left.stat().st_mtime < _FRESH):
+                continue  # goes with its folder, or has none yet
+            lock.acquire()
+        except OSError:
+            continue  # at work, or somebody else's
+        shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+        release(lock)

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fxslim.export import resolve_provider
-from fxslim.graph.errors import FxslimError, InputError, PlanError, VerifyError
+from fxslim.graph.errors import FxslimError, InputError, LocalError, PlanError, VerifyError
 from fxslim.identity import files_digest, key_of
 from fxslim.made import help_make, make_slim, plan_key
 from fxslim.operator_times import machine_of
@@ -152,8 +152,7 @@ class _Targets:
                 there = team.leads and _finished(self.root / name, self._key(options)) is not None
             if team.handed(there):
                 continue
-            with suppress(PlanError, VerifyError):  # of what is asked for: it ends all alike; what else may happen to
-                # one process alone has to end it, so that the launcher ends the others, who wait for it
+            with _told_later():
                 run = Run(self.watcher if team.leads else Unwatched())
                 analysis, _ = refuse_unusable(self.subject, options, run)
                 if team.leads:
@@ -184,6 +183,18 @@ class _Targets:
             options=vars(options), plan=plan_key(options, subject), evaluation=evaluation,
             files=files_digest(subject.source.companions), provider=provider, machine=machine_of(provider),
         )  # fmt: skip
+
+
+@contextmanager
+def _told_later() -> Iterator[None]:
+    """A block whose errors are told by whoever makes the target, where they end all processes alike. What may happen to
+    one process alone has to end it, so that the launcher ends the others, who wait for it."""
+    try:
+        yield
+    except LocalError:
+        raise
+    except (InputError, PlanError, VerifyError):
+        return
 
 
 def _portable(outcome: Outcome, processes: int) -> Outcome:

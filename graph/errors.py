@@ -14,6 +14,7 @@ __all__ = [
     "ExportError",
     "FxslimError",
     "InputError",
+    "LocalError",
     "PlanError",
     "RuleError",
     "VerifyError",
@@ -41,6 +42,11 @@ class FxslimError(Exception):
 
 class InputError(FxslimError):
     """What the user handed in cannot be used: a file, a weight, a calibration set, an option."""
+
+
+class LocalError(InputError):
+    """What may befall one process of several alone: its part of the data, its disk, another process that ended. All
+    other errors befall all of them, as they do the same."""
 
 
 class CaptureError(FxslimError):

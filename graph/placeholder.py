@@ -7,7 +7,7 @@ weights) loads it as it always does; where each weight then comes from, and how 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,16 +42,50 @@ class ComposedTensor(FileTensor):
 
     def read(self) -> Tensor:
         """Its values, in memory of their own."""
+        if self._parts is not None:
+            return self._joined()
         values = pytree.tree_map_only(FileTensor, lambda entry: entry.read(), self.args)
         made = self.target(*values)
         result: Tensor = made if self.index is None else made[self.index]
         shared = result.untyped_storage().nbytes() > self.nbytes  # of a part: what is around it has to go
         return result.clone(memory_format=torch.contiguous_format) if shared else result.contiguous()
 
+    @property
+    def besides(self) -> int:
+        """Bytes that are needed besides its own while it is made: all that it is made of, or of what is put together
+        one part at a time."""
+        sources = [e for e in pytree.tree_leaves(self.args) if isinstance(e, FileTensor)]
+        needed = [e.nbytes + e.besides for e in sources]
+        return max(needed) if self._parts is not None else sum(needed)
+
+    @property
+    def _parts(self) -> Sequence[FileTensor] | None:
+        """What is stacked or concatenated, if that is what is done."""
+        if self.index is not None or self.target not in (aten.stack.default, aten.cat.default):
+            return None
+        dims = len(self.shape) - (self.target is aten.stack.default)
+        parts: Sequence[FileTensor] = self.args[0]
+        return parts if all(isinstance(e, FileTensor) and len(e.shape) == dims for e in parts) else None
+
+    def _joined(self) -> Tensor:
+        """Its values, put together part by part, so that no more than one of them is there twice."""
+        parts, dim = self._parts or (), self.args[1] if len(self.args) > 1 else 0
+        made, start = torch.empty(self.shape, dtype=self.dtype), 0
+        for number, entry in enumerate(parts):
+            if self.target is aten.stack.default:
+                made.select(dim, number).copy_(entry.read())
+                continue
+            made.narrow(dim, start, entry.shape[dim]).copy_(entry.read())
+            start += entry.shape[dim]
+        return made
+
     def cast(self, dtype: torch.dtype) -> FileTensor:
         """The same, made in another type."""
         if dtype is self.dtype:
             return self
+        parts = self._parts
+        if parts is not None and all(part.dtype is self.dtype for part in parts):  # else it would be cast twice
+            return replace(self, dtype=dtype)  # each part is cast when it is put in
         return ComposedTensor(self.path, -1, self.shape, dtype, target=Tensor.to, args=(self, dtype))
 
 
@@ -131,7 +165,7 @@ def has_placeholders(module: nn.Module) -> bool:
 def _cast(entry: FileTensor, dtype: torch.dtype) -> FileTensor:
     if dtype is entry.dtype:
         return entry
-    if type(entry) is FileTensor and entry.stored is None:
+    if isinstance(entry, ComposedTensor) or (type(entry) is FileTensor and entry.stored is None):
         return entry.cast(dtype)
     if isinstance(entry, AbsentTensor):
         return AbsentTensor(entry.path, 0, entry.shape, dtype)

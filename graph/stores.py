@@ -7,6 +7,7 @@ program is run whose weights do not fit into memory is a property of its store: 
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, LocalError
 
 __all__ = [
     "FileTensor",
@@ -46,6 +47,7 @@ DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # bytes, as the library of the format has it
 SPILLED_FROM = 1 << 16  # bytes: less is not worth a file
+_CAST_AT_ONCE = 1 << 22  # numbers that are in memory in both types
 PIECE = 1 << 28  # bytes: large enough that reading is not a matter of seeking
 
 
@@ -81,20 +83,35 @@ class FileTensor:
         Raises:
             InputError: the file is gone, or ends too early.
         """
-        held = self.stored or self.dtype
-        size = math.prod(self.shape) * held.itemsize
-        data = torch.empty(size, dtype=torch.uint8)
-        view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
+        held, made = self.stored or self.dtype, torch.empty(math.prod(self.shape), dtype=self.dtype)
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                while done < size and (got := file.readinto(view[done:])):
-                    done += got
+                for part in [made] if held is self.dtype else torch.split(made, _CAST_AT_ONCE):
+                    values = part if held is self.dtype else torch.empty(len(part), dtype=held)
+                    if not _filled(file, values):
+                        raise LocalError("the file of weights was cut short while it was in use", at=str(self.path))
+                    if values is not part:
+                        part.copy_(values)
         except OSError as error:
-            raise InputError(f"weights cannot be read: {error.strerror or error}", at=str(self.path)) from error
-        if done < size:
-            raise InputError("the file of weights was cut short while it was in use", at=str(self.path))
-        return (data.view(held) if size else torch.empty(0, dtype=held)).reshape(self.shape).to(self.dtype)
+            raise LocalError(f"weights cannot be read: {error.strerror or error}", at=str(self.path)) from error
+        return made.reshape(self.shape)
+
+    @property
+    def besides(self) -> int:
+        """Bytes that are needed besides its own while it is read."""
+        return 0
+
+
+def _filled(file: io.FileIO, values: Tensor) -> bool:
+    """Whether a file held so many bytes more; they are in `values: [n]` then."""
+    size, done = values.nbytes, 0
+    if not size:
+        return True
+    view = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while done < size and (got := file.readinto(view[done:])):
+        done += got
+    return done == size
 
 
 @dataclass(frozen=True)
@@ -131,7 +148,7 @@ class Spill:
                 file.write(raw_bytes(tensor))
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise InputError(
+            raise LocalError(
                 f"weights cannot be spilled to disk: {error.strerror or error}",
                 at=str(self.folder),
                 remedy="free space there, or name another folder",

@@ -34,7 +34,7 @@ def divergence(
 def _kl(old: Tensor, new: Tensor) -> float:
     """The mean over the rows that have a distribution, a few rows at a time: vocabularies are large."""
     count = max(1, _AT_ONCE // old.shape[-1])
-    sides = (value.reshape(-1, value.shape[-1]).split(count) for value in (old, new))
+    sides = (torch.split(value.reshape(-1, value.shape[-1]), count) for value in (old, new))
     parts = [_rows(a.float(), b.float()) for a, b in zip(*sides, strict=True)]
     total, rows = sum(float(part.sum()) for part in parts), sum(len(part) for part in parts)
     return max(0.0, total / rows) if rows else 0.0
@@ -42,6 +42,7 @@ def _kl(old: Tensor, new: Tensor) -> float:
 
 def _rows(old: Tensor, new: Tensor) -> Tensor:
     """KL(old || new) of the rows of `old` that have a distribution: [rows], float64."""
+    new = new.masked_fill(old == -float("inf"), -float("inf"))  # what was ruled out stays so, whatever it is now
     a, b = old.log_softmax(-1), new.log_softmax(-1)
     found = (a.exp() * (a - b).nan_to_num(0.0)).sum(-1, dtype=torch.float64)  # p = 0 counts nothing
     return found[old.logsumexp(-1).isfinite()]

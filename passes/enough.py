@@ -16,13 +16,12 @@ from fxslim.graph.axes.weights import weight_like
 from fxslim.graph.liveness import number_of
 from fxslim.graph.program import bind_symbols
 from fxslim.passes.consumers import find_consumers
-from fxslim.passes.team import current_team
 
 __all__ = ["ENOUGH", "FEWEST", "LEAST", "drawn", "enough"]
 
 ENOUGH = 4.0  # rows for each column of the weight that has the fewest
 LEAST = 4096  # rows, whatever the columns: what is estimated from them is right to a few per cent
-FEWEST = 4  # batches, and no fewer than there are processes
+FEWEST = 4  # batches
 
 _Symbols = Mapping[sympy.Symbol, int]
 _Need = tuple[int, Callable[[_Symbols], int]]  # columns, and the rows that a batch gives
@@ -42,9 +41,9 @@ def enough(analysis: Analysis, batches: Sequence[Sequence[Tensor]]) -> int:
         return len(batches)
     left = [max(LEAST, math.ceil(ENOUGH * columns)) for columns, _ in needs]
     known: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    least, count = max(FEWEST, current_team().size), 0
+    count = 0
     for i in _order(len(batches)):
-        if count >= least and max(left) <= 0:
+        if count >= FEWEST and max(left) <= 0:
             break
         shapes = tuple(tuple(value.shape) for value in batches[i])
         if shapes not in known:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fxslim.graph.axes.select import Selection
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, LocalError
 from fxslim.graph.files import sync
 from fxslim.graph.program import Program
 from fxslim.graph.stores import FileTensor, WeightStore, read_header, write_safetensors
@@ -150,7 +150,7 @@ class KeptSteps:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
             reason = error.strerror or error
-            raise InputError(f"what the run has found so far cannot be written: {reason}", at=str(path)) from error
+            raise LocalError(f"what the run has found so far cannot be written: {reason}", at=str(path)) from error
         if not self._on_disk:
             return finished
         entries = read_header(path)

@@ -15,6 +15,7 @@ from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.liveness import Liveness, liveness, value_bytes
 from fxslim.graph.pieces import pieces, weights_of
 from fxslim.graph.program import Program, bind_symbols
+from fxslim.graph.stores import FileTensor
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.upstream import Upstream
 
@@ -86,8 +87,10 @@ class _Counted:
         """Bytes of the weights that calls read; those in memory are there already."""
         if not self._program.weights.on_disk:
             return 0
-        sizes = {name: self._program.weights.entry(name).nbytes for name in weights_of(piece)}
-        return sum(sizes.values()) + sum(size for name, size in sizes.items() if name in self._refitted)
+        entries = {name: self._program.weights.entry(name) for name in weights_of(piece)}
+        twice = sum(entry.nbytes for name, entry in entries.items() if name in self._refitted)
+        reading = max((e.besides for e in entries.values() if isinstance(e, FileTensor)), default=0)
+        return sum(entry.nbytes for entry in entries.values()) + twice + reading
 
     def activations(self, start: int, end: int) -> int:
         """Bytes of all runs while the nodes from `start` to `end` are evaluated for one after the other."""
@@ -121,6 +124,8 @@ def proof_memory(program: Program, inputs: Sequence[Tensor]) -> Peak:
         if node.op == "call_function":
             read = [program.info[name] for name in weights_of([node])]
             wide = sum(w.numel * (_DOUBLE + program.weights.on_disk * w.dtype.itemsize) for w in read)
+            entries = [program.weights.entry(name) for name in weights_of([node])]
+            wide += max((e.besides for e in entries if isinstance(e, FileTensor)), default=0)
             found.append(Peak(node.name, {"weights": wide, "activations": run.inner[number]}))
     return max(found, key=lambda peak: peak.bytes, default=Peak("", {}))
 

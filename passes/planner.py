@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxslim.graph.axes.groups import Analysis
 from fxslim.graph.axes.roles import STREAM
-from fxslim.graph.errors import InputError, PlanError, VerifyError
+from fxslim.graph.errors import InputError, LocalError, PlanError, VerifyError
 from fxslim.passes.depth import plan_depth
 from fxslim.passes.fold_norms import FoldNorms
 from fxslim.passes.options import PlanOptions, check_options, patterns, uncounted_names
@@ -142,7 +142,7 @@ def _wide(
         work = Planning(opened, keep, batches, options, original=analysis)
         work.counts()
     except (PlanError, InputError) as error:  # of a weight that is folded away; the closed program raises the others
-        if isinstance(error, InputError) and current_team().size > 1:
-            raise  # it may be of the data of this process alone, and the others would wait for it
+        if isinstance(error, LocalError) and current_team().size > 1:
+            raise  # the others would wait for this process
         return None, [f"residual streams stay closed: {error.what}"]
     return work, []

@@ -131,7 +131,7 @@ def product_scores(
     Raises:
         InputError: the calibration data is empty or makes an activation that is not finite.
     """
-    walk = CalibrationWalk(Evaluator(analysis.program), batches)
+    walk = CalibrationWalk(Evaluator(analysis.program), batches, few=True)
     total = {g.name: torch.zeros(g.shape, dtype=torch.float64) for g in groups if g.name in products}
     for node in analysis.program.graph.nodes:
         own = [(g, c) for g in groups for c in products.get(g.name, ()) if c.call.node is node]

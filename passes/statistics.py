@@ -23,7 +23,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, LocalError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.pieces import Environment, Shelf, pieces
 from fxslim.graph.stores import WeightStore, raw_bytes
@@ -79,7 +79,7 @@ class SecondMoment:
             matrix[:, end:, start:end] = matrix[:, start:end, end:].transpose(1, 2)
         matrix[:, -1] = matrix[:, :, -1]
         if not is_finite(matrix):
-            raise InputError("squares of activations overflow", remedy="check the calibration data for extreme values")
+            raise LocalError("squares of activations overflow", remedy="check the calibration data for extreme values")
         return cls(matrix)
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
@@ -180,17 +180,18 @@ class CalibrationWalk:
 
     def __init__(
         self, evaluator: Evaluator, batches: Sequence[Sequence[Tensor]], companion: Evaluator | None = None,
-        team: Team | None = None, *, turns: Sequence[int] | None = None,
+        team: Team | None = None, *, turns: Sequence[int] | None = None, few: bool = False,
     ) -> None:  # fmt: skip
         """`team` are the processes that divide the batches, by default those that this one is among. `turns` says of
-        each batch which it runs through: 0 is the evaluator, 1 the companion; by default it runs through both."""
+        each batch which it runs through: 0 is the evaluator, 1 the companion; by default it runs through both. With
+        `few` there may be fewer batches than processes: then only moments and totals are asked for."""
         if not batches:
             raise InputError("the calibration data is empty", remedy="give at least one batch")
         self.evaluator = evaluator
         self._evaluators = [evaluator] if companion is None else [evaluator, companion]
         self.team = current_team() if team is None else team
         self.batches = len(batches)
-        self.mine = self.team.share(len(batches))
+        self.mine = self.team.share(len(batches), few=few)
         # Evaluators that a batch runs through: its values follow each other.
         self.passes = len(self._evaluators) if turns is None else 1
         self._runs = [
@@ -233,11 +234,19 @@ class CalibrationWalk:
 
     def moment(self, consumer: Consumer) -> SecondMoment:
         """The second moment of a consumer's input over all batches."""
-        return self.team.total(SecondMoment.over(self.columns(consumer)).to(torch.device("cpu")))
+        own = SecondMoment.over(self.columns(consumer)).to(torch.device("cpu")) if self.mine else None
+        return self.team.total_of_few(own, self.batches)
 
     def total(self, parts: Iterable[S]) -> S:
         """The sum of what the batches give one by one, those of all processes."""
-        return self.team.total(reduce(operator.add, parts))
+        return self.team.total_of_few(reduce(operator.add, parts) if self.mine else None, self.batches)
+
+    def first(self, parts: Iterator[S]) -> S:
+        """That of one batch, where all batches give the same."""
+        own = next(parts) if self.mine else None
+        found = self.team.handed(own) if self.batches < self.team.size else own
+        assert found is not None
+        return found
 
     def split(
         self, columns: Iterable[Tensor], over: Callable[[Iterable[Tensor]], S], *, passes: int | None = None
@@ -274,7 +283,7 @@ class CalibrationWalk:
             value = run.value(node)
             if not is_finite(value):
                 batch = self.mine[number // self.passes]
-                raise InputError(
+                raise LocalError(
                     f"the activation {node.name!r} is not finite for calibration batch {batch}",
                     remedy="check the calibration data for NaN or extreme values",
                 )

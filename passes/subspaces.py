@@ -159,7 +159,8 @@ def gather_at(
             moment(value, dims, group.axis, group.batch, side.dim, bind_symbols(analysis.program, batches[i]))
             for i, value in zip(walk.mine, walk.values(side.operand), strict=True)
         )
-        found.add(side, next(parts) if side.constant else walk.total(parts))  # a constant is the same for every batch
+        # A constant is the same for every batch.
+        found.add(side, walk.first(parts) if side.constant else walk.total(parts))
     return len(sides)
 
 

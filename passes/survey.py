@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxslim.graph.axes.groups import Analysis, Group
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import LocalError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.passes.basis import Basis, optimal_basis, principal_axes, rotation
 from fxslim.passes.consumers import CONVOLUTIONS, Consumer, at_several_depths, find_consumers
@@ -100,7 +100,7 @@ def survey(
     """
     own = {s.group.name for s in subspaces}
     collector = _Collector(analysis, [g for g in groups if g.name not in own], subspaces, matrices)
-    walk = CalibrationWalk(Evaluator(analysis.program), batches)
+    walk = CalibrationWalk(Evaluator(analysis.program), batches, few=True)
     for number, node in enumerate(nodes := list(analysis.program.graph.nodes)):
         if progress is not None:
             progress(f"survey: {node.name}", number, len(nodes))
@@ -220,7 +220,7 @@ class _Collector:
         second, gram = found.living, found.reading
         assert second is not None and gram is not None
         if not bool(second.isfinite().all() and gram.isfinite().all()):
-            raise InputError(
+            raise LocalError(
                 f"the second moments of {group.name!r} overflow", remedy="check the calibration data for extreme values"
             )
         if readers is not None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, LocalError
 
 __all__ = ["ALONE", "Team", "apart", "current_team", "nothing_of", "others_at_work"]
 
@@ -36,14 +36,14 @@ class Team:
         """Whether this is the process that writes what comes out."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
+    def share(self, count: int, *, few: bool = False) -> range:
         """Which of `count` batches this process runs: every `size`-th, so that all see some of what is learned from and
-        of what is held out.
+        of what is held out. With `few` there may be none for the last processes.
 
         Raises:
             InputError: there are fewer batches than processes.
         """
-        if count < self.size:
+        if count < self.size and not few:
             raise InputError(
                 f"the calibration data has fewer batches ({count}) than there are processes ({self.size})",
                 remedy="start fewer processes, or give more data (--samples)",
@@ -62,12 +62,21 @@ class Team:
         assert is_dataclass(statistic) and not isinstance(statistic, type)
         return replace(statistic, **{f.name: self.total(getattr(statistic, f.name)) for f in fields(statistic)})
 
+    def total_of_few(self, statistic: T | None, parts: int) -> T:
+        """The same where only the first `parts` processes have a statistic, at least the one that leads."""
+        if parts < self.size:
+            outline = self.handed(_outline(statistic) if self.leads else None)
+            statistic = nothing_of(outline) if statistic is None else statistic
+        assert statistic is not None
+        return self.total(statistic)
+
     def handed(self, value: T, source: int = 0) -> T:
         """What the process `source` has as `value`."""
         if self.size == 1:
             return value
         box: list[Any] = [value if self.rank == source else None]
-        dist.broadcast_object_list(box, src=source, device=_device())
+        with _together():
+            dist.broadcast_object_list(box, src=source, device=_device())
         return box[0]  # type: ignore[no-any-return]
 
     def solved(self, number: int, solve: Callable[[], T]) -> T:
@@ -81,7 +90,8 @@ class Team:
         if self.size == 1:
             return mine
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, mine)
+        with _together():
+            dist.all_gather_object(everyone, mine)
         return {name: value for part in everyone for name, value in part.items()}
 
     def turn(self, number: int) -> bool:
@@ -91,7 +101,8 @@ class Team:
     @staticmethod
     def _summed(tensor: Tensor) -> Tensor:
         held = tensor.to(_device(), copy=True).contiguous()
-        dist.all_reduce(held)
+        with _together():
+            dist.all_reduce(held)
         return held.to(tensor.device)
 
 
@@ -124,11 +135,39 @@ def others_at_work() -> int:
 def nothing_of(statistic: T) -> T:
     """The statistic of no data at all, shaped like another one."""
     if isinstance(statistic, Tensor):
-        return torch.zeros_like(statistic)  # type: ignore[return-value]
+        held = torch.device("cpu") if statistic.is_meta else statistic.device
+        return torch.zeros_like(statistic, device=held)  # type: ignore[return-value]
     if isinstance(statistic, int | float):
         return type(statistic)(0)
     assert is_dataclass(statistic) and not isinstance(statistic, type)
     return replace(statistic, **{f.name: nothing_of(getattr(statistic, f.name)) for f in fields(statistic)})
+
+
+def _outline(statistic: T) -> T:
+    """A statistic without its values, as `nothing_of` takes it."""
+    if isinstance(statistic, Tensor):
+        return torch.empty_like(statistic, device="meta")  # type: ignore[return-value]
+    if isinstance(statistic, int | float):
+        return type(statistic)(0)
+    assert is_dataclass(statistic) and not isinstance(statistic, type)
+    return replace(statistic, **{f.name: _outline(getattr(statistic, f.name)) for f in fields(statistic)})
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """A block in which all processes take part.
+
+    Raises:
+        LocalError: another process does not any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of the transport: each backend has words of its own
+        raise LocalError(
+            "another process of the team has ended, or cannot be reached any more",
+            rule="all processes make the same calls, and wait for each other",
+            remedy="look for what that process has said; else start them again",
+        ) from error
 
 
 def _device() -> torch.device:

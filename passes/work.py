@@ -20,6 +20,7 @@ from fxslim.passes.budget import choose_groups
 from fxslim.passes.consumers import Consumer, find_consumers
 from fxslim.passes.low_rank import Matrix, find_matrices
 from fxslim.passes.methods import Settings
+from fxslim.passes.options import matches_weight, patterns
 from fxslim.passes.probe import few_examples
 from fxslim.passes.stream_curve import SHARES
 from fxslim.passes.subspaces import find_subspaces
@@ -75,6 +76,10 @@ def cut_by(
         InputError: nothing of the model may be cut.
     """
     wanted = groups if groups is not None else chosen.groups
+    if chosen.metric is not None:  # ranks: patterns are of weights there
+        named, info = patterns(wanted) or ["*"], analysis.program.info
+        matrices = [(m, len(info[m.weight].shape)) for m in find_matrices(analysis)]
+        return [], [m.consumer for m, rank in matrices if any(matches_weight(m.weight, rank, p) for p in named)]
     cut, _ = choose_groups(analysis, groups=wanted, keep_fixed=[], inexact=inexact, keep_caches=False)
     own = {node for group in cut for node in group.consumers}
     return cut, [c for c in find_consumers(analysis.axes)[0] if c.node.name in own]
@@ -94,7 +99,7 @@ def count_work(
     if surveyed:
         found = surveying.survey(cut, consumers, chosen)
     if chosen.metric is not None:
-        return counted.pairs(chosen)
+        return counted.pairs(chosen, consumers)
     # One walk more, for what is known before the restoring one: shares of the groups, and bases.
     further = [counted] if chosen.budget in ("outliers", "influence", "standardised") else []
     for walked in (*further, *([surveying] if chosen.subspace and not surveyed else [])):
@@ -181,9 +186,8 @@ class _Counted:
             total += Work(single=float(rows) * blocks * columns**2, bandwidth=3 * square) * count
         return total
 
-    def pairs(self, chosen: Settings) -> dict[str, Work]:
+    def pairs(self, chosen: Settings, consumers: Sequence[Consumer]) -> dict[str, Work]:
         """Of low ranks alone."""
-        consumers = [m.consumer for m in find_matrices(self.analysis)]
         found = {"curves": _sum(_pair(*c.shape(self.analysis.program)[1:]) for c in consumers) * 2}
         if chosen.metric != "plain":  # once to choose, once to apply
             found |= {"forward": self.forward * 2, "moments": self.moments(consumers) * 2}

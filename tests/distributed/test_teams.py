@@ -121,6 +121,7 @@ def test_the_data_is_divided_without_rest_and_overlap() -> None:
     parts = [list(Team(rank, 3).share(11)) for rank in range(3)]
     assert sorted(i for part in parts for i in part) == list(range(11))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert [list(Team(rank, 3).share(2, few=True)) for rank in range(3)] == [[0], [1], []]
     with pytest.raises(InputError, match=r"fewer batches \(2\) than there are processes \(3\)"):
         Team(0, 3).share(2)
 

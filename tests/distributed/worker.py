@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -26,11 +28,13 @@ from fxslim.passes.team import current_team
 
 WIDTH, HEADS, INNER = 12, 3, 20
 KEEP = 0.7
-IMAGES, STREAMED = " of images", " on disk"
+IMAGES, STREAMED, FEW = " of images", " on disk", " surveyed on two batches"
 METHODS = (
     "fasp of images",
     "best",
     "best on disk",
+    "best surveyed on two batches",
+    "modegpt surveyed on two batches",
     "fasp",
     "flap",
     "osscar",
@@ -108,17 +112,25 @@ def on_disk(analysis: Analysis, folder: Path) -> Analysis:
     return analyze(streamed)
 
 
+@contextmanager
+def few() -> Iterator[None]:
+    """A block in which a survey looks at two batches: of three processes one has none."""
+    with mock.patch.multiple(enough, LEAST=1, FEWEST=2, ENOUGH=0.0):
+        yield
+
+
 @mock.patch.object(enough, "LEAST", 100)  # rows: a survey leaves out batches of these few, too
 def work(folder: Path) -> None:
     """Writes the plan and the slim weights of every method."""
     team = current_team()
     for method in METHODS:
-        chosen = settings(method.removesuffix(IMAGES).removesuffix(STREAMED), data=True)
+        chosen = settings(method.removesuffix(IMAGES).removesuffix(STREAMED).removesuffix(FEW), data=True)
         analysis, batches = (images(), pictures()) if method.endswith(IMAGES) else (model(), data())
         if method.endswith(STREAMED):
             analysis = on_disk(analysis, folder / f"disk-{team.rank}")
         keep = {"foldgpt": 0.85, "shortgpt": 0.85, "pca": 0.65, "fasp of images": 0.4633}.get(method, KEEP)
-        plan, applied = compress(analysis, keep, calibration=batches, restore=chosen.restore, **chosen.options())
+        with few() if method.endswith(FEW) else nullcontext():
+            plan, applied = compress(analysis, keep, calibration=batches, restore=chosen.restore, **chosen.options())
         norms = () if applied.restoration is None else applied.restoration.norms
         seen = [[norm.node, norm.values, norm.before, norm.after] for norm in norms]
         (folder / f"{method}.{team.rank}.norms").write_text(json.dumps(seen), encoding="utf-8")

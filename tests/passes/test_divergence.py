@@ -69,6 +69,14 @@ def test_what_replaces_a_cache_does_not_count() -> None:
     assert divergence(names, [logits, cache], [logits, cache + 1]) > 0.0
 
 
+@pytest.mark.parametrize("now", [math.nan, math.inf, 7.0])
+def test_what_was_masked_before_may_be_anything_now(now: float) -> None:
+    """And does not hide what happened to the others in its row."""
+    old, new = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 1.0, 2.0]]), torch.tensor([[9.0, -9.0, now], [0.0, 1.0, 2.0]])
+    wanted = divergence(["logits"], [old[:1, :2]], [new[:1, :2]]) / 2
+    assert wanted > 1 and divergence(["logits"], [old], [new]) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_few_rows_at_a_time_are_all_rows_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """In whole chunks, with a shorter last one, and row by row where a row alone is larger; masked rows besides."""
     old, new = torch.randn(3, 5, 8), torch.randn(3, 5, 8)

@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> list[str]:
         seconds = time.perf_counter() - start
         if done.returncode not in (0, 1):
             raise SystemExit(f"the run ended with {done.returncode} after {seconds:.0f} s")
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        report, counted = json.loads((out / "report.json").read_text(encoding="utf-8")), usage()
     memory = {key: f"{value / _MIB:,.0f} MiB" for key, value in report["memory"].items()}
     steps = ", ".join(f"{step} {value:.0f}" for step, value in report["seconds"].items())
     return [
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> list[str]:
         "| verdict | seconds | predicted | until the proof | with export and check | counted by the system |",
         "|---|---|---|---|---|---|",
         f"| {report['verdict']} | {seconds:.0f} | {memory['predicted_bytes']} | {memory['calibrated_bytes']} "
-        f"| {memory['peak_bytes']} | {usage()} |",
+        f"| {memory['peak_bytes']} | {counted} |",
         "",
         f"Seconds by step: {steps}.",
     ]  # fmt: skip

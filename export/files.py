@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -60,5 +61,12 @@ def _staging(path: Path) -> Iterator[Path]:
         raise InputError(f"the directory {path.parent} cannot be written: {error.strerror}") from error
     try:
         yield folder / path.name
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"the model cannot be written: {error.strerror or error}", at=str(path),
+            remedy="free space there, or name a file on another disk",
+        ) from error  # fmt: skip
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -41,6 +41,7 @@ def export(
     task: c.TaskName = None,
     dtype: c.Dtype = None,
     onnx_dtype: c.OnnxDtype = None,
+    stream: c.Stream = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     quiet: c.Quiet = False,
@@ -51,7 +52,9 @@ def export(
 
     with c.watching(quiet) as shown:
         shown.step("load")
-        source = open_model(model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task)
+        source = open_model(
+            model, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream
+        )
         shown.step("export")
         file = export_onnx(source.program, out, opset=opset, dtype=onnx_dtype or "float32")
     typer.echo(f"{out}: opset {file.opset}, {sum(file.ops.values())} nodes, {file.file_bytes:,} bytes")
@@ -71,6 +74,7 @@ def check(
     seed: c.Seed = 0,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    stream: c.Stream = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     json: c.Json = False,
@@ -87,9 +91,9 @@ def check(
     if not problems:  # a result with other files than were written is not worth running
         with c.watching(quiet) as shown:
             shown.step("load")
-            trust = {"trust_pt2": trust_pt2, "trust_remote_code": trust_remote_code}
-            program = open_model(model, dtype=dtype, task=None if saved_program(model) else task, **trust).program
-            before = None if original is None else open_model(original, dtype=dtype, task=task, **trust).program
+            how = {"trust_pt2": trust_pt2, "trust_remote_code": trust_remote_code, "stream": stream}
+            program = open_model(model, dtype=dtype, task=None if saved_program(model) else task, **how).program
+            before = None if original is None else open_model(original, dtype=dtype, task=task, **how).program
             shown.step("check")
             file = onnx if onnx is not None else Path(model) / "model.onnx"
             found = check_onnx(program, file, original=before, provider=provider, threads=threads, seed=seed)

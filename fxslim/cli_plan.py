@@ -87,10 +87,12 @@ def plan(
     """Decide what remains of each group, and write it as a plan."""
     from fxslim.api import make_plan
     from fxslim.calibration import shortage_of_plan
+    from fxslim.graph.errors import InputError
     from fxslim.memory_plan import plan_memory
     from fxslim.outputs import write_text_atomic
     from fxslim.processes import follows
     from fxslim.slim_options import SlimOptions
+    from fxslim.sources import refuse_bad_weights
     from fxslim.streaming import place, refuse_unstreamable, scratch_beside
     from fxslim.subject import calibration_of
 
@@ -98,18 +100,22 @@ def plan(
         model=model, keep=keep, width=width, of=of, method=method, importance=importance, budget=budget,
         rounds=rounds, schedule=schedule, slope=slope, calibration=c.one_or_several(calibration),
         groups=c.split(groups), keep_fixed=tuple(keep_fixed or ()), uncounted=tuple(uncounted or ()), inexact=inexact,
-        round_to=round_to, seed=seed, loader_compatible=loader_compatible, stream=stream,
-        offload_activations=offload_activations, device=device,
+        round_to=round_to, samples=samples, window=window, seed=seed, loader_compatible=loader_compatible,
+        stream=stream, offload_activations=offload_activations, device=device,
     )  # fmt: skip
     options.refuse_contradictions()
     options.refuse_bad_planning()
     refuse_unstreamable(options)
+    if memory and out is not None:
+        raise InputError("--out: no effect with --memory, which makes no plan", remedy="leave one of them out")
     with c.watching(quiet) as shown, scratch_beside(out, wanted=stream) as scratch:
         source, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
             dtype=dtype, task=task, further=prepare, stream=stream,
             placing=lambda program: place(program, scratch, options),
         )  # fmt: skip
+        if stream and not memory:
+            refuse_bad_weights(source)
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("plan")
@@ -197,6 +203,7 @@ def apply(
     from fxslim.passes.plan import Plan
     from fxslim.passes.share_branches import before_sharing
     from fxslim.slim_options import SlimOptions
+    from fxslim.sources import refuse_bad_weights
     from fxslim.streaming import place, scratch_beside
     from fxslim.subject import calibration_of
 
@@ -215,6 +222,8 @@ def apply(
             trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream,
             placing=lambda program: place(program, scratch, options),
         )  # fmt: skip
+        if stream:
+            refuse_bad_weights(source)
         chosen.selection(for_plan(analysis, chosen))  # refuses a plan of another model before anything costs time
         data = None
         if restore != "none" or chosen.subspaces:
@@ -263,6 +272,7 @@ def prove(
     seed: c.Seed = 0,
     task: c.TaskName = None,
     dtype: c.Dtype = None,
+    stream: c.Stream = False,
     trust_pt2: c.TrustPt2 = False,
     trust_remote_code: c.TrustRemoteCode = False,
     json: c.Json = False,
@@ -272,14 +282,19 @@ def prove(
     from fxslim.api import prove as run
     from fxslim.passes.plan import Plan
     from fxslim.report import proof_facts
+    from fxslim.slim_options import SlimOptions
+    from fxslim.sources import refuse_bad_weights
+    from fxslim.streaming import place, scratch_beside
     from fxslim.subject import calibration_of
 
-    chosen = Plan.load(plan)
-    with c.watching(quiet) as shown:
+    chosen, options = Plan.load(plan), SlimOptions(model=model, plan=str(plan), stream=stream)
+    with scratch_beside(None, wanted=stream) as scratch, c.watching(quiet) as shown:
         source, analysis = c.opened(
             shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task,
+            dtype=dtype, task=task, stream=stream, placing=lambda program: place(program, scratch, options),
         )  # fmt: skip
+        if stream:
+            refuse_bad_weights(source)
         data = None
         if chosen.subspaces:  # their bases come from the data that the plan was made with
             data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)

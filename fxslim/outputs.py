@@ -60,8 +60,7 @@ class OutputDirectory:
         after: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         self.path = Path(path).expanduser()
-        if self.path.name in ("", ".."):
-            raise InputError("this cannot be the name of a result", at=str(self.path), remedy="name a new directory")
+        refuse_nameless(self.path)
         self.overwrite = overwrite
         self.facts, self.after = dict(facts or {}), after
         self._temporary = self.path
@@ -161,6 +160,16 @@ class OutputDirectory:
         # Asked again: something may have been put here since the block began.
         self._refuse_occupied()
         replace_whole(self._temporary, self.path, self._previous)
+
+
+def refuse_nameless(path: Path) -> None:
+    """Returns if something beside `path` can be named after it.
+
+    Raises:
+        InputError: it is the current directory, or one above it.
+    """
+    if path.name in ("", ".."):
+        raise InputError("this cannot be the name of a result", at=str(path), remedy="name a new directory")
 
 
 def release(lock: FileLock) -> None:

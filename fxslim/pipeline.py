@@ -22,7 +22,7 @@ from fxslim.loaders import require_optimum
 from fxslim.made import Made, asked_of, help_make, make_slim
 from fxslim.memory_plan import predicted_bytes
 from fxslim.opening import SLIM
-from fxslim.outputs import OutputDirectory, write_json_atomic, write_text_atomic
+from fxslim.outputs import OutputDirectory, refuse_nameless, write_json_atomic, write_text_atomic
 from fxslim.page import render_page
 from fxslim.passes.team import current_team, others_at_work
 from fxslim.recipe import Pinned, recipe_text
@@ -33,7 +33,7 @@ from fxslim.slim_options import SlimOptions
 from fxslim.stages import Stages
 from fxslim.streaming import device_of, refuse_unstreamable, scratch_beside
 from fxslim.subject import Subject, open_subject, require_provider
-from fxslim.variants import Serving, Variant, make_variant, refuse_narrow, refuse_static
+from fxslim.variants import Serving, Variant, make_variant, refuse_narrow, refuse_static, refuse_uncheckable
 
 __all__ = ["SlimOptions", "refuse_early", "refuse_unusable", "slim", "slim_subject", "work_folder"]
 
@@ -92,6 +92,7 @@ def assist(options: SlimOptions, out: Path, pinned: Pinned) -> dict[str, Any]:
 def work_folder(out: str | Path) -> Path:
     """Where a run that writes to `out` keeps what it has found so far."""
     path = Path(out).expanduser()
+    refuse_nameless(path)
     return path.with_name(f".{path.name}.work")
 
 
@@ -189,6 +190,7 @@ def refuse_unusable(subject: Subject, options: SlimOptions, run: Run) -> tuple[A
     if options.quantize == "static":
         refuse_static(subject.original, subject.calibration)
     asked_of(options, subject, run)
+    refuse_uncheckable(subject.original, options.provider)
     refuse_narrow(subject.original, [flag for flag in (options.onnx_dtype, options.quantize) if flag is not None])
     refuse_unmeasured(options, scored=subject.evaluation is not None)
     subject.timed(options, subject.original)

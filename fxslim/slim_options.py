@@ -140,8 +140,9 @@ class SlimOptions:
             raise InputError("--width has no share of the latency", remedy="give --keep 0.7 with --of latency")
         if self.offload_activations and not self.stream:
             raise InputError("--offload-activations: no effect without --stream", remedy="give both, or leave it out")
-        if self.threads < 1:
-            raise InputError(f"--threads is {self.threads}", remedy="give at least 1")
+        for name in ("threads", "samples", "window"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} is {value}", remedy="give at least 1")
         if not 0 < self.latency_seconds < float("inf"):
             raise InputError(f"--latency-seconds is {self.latency_seconds:g}", remedy="give a positive number")
         self._refuse_idle_gates()

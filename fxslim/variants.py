@@ -90,6 +90,21 @@ def refuse_narrow(program: Program, wanted: Sequence[str]) -> None:
         )
 
 
+def refuse_uncheckable(program: Program, provider: str) -> None:
+    """Returns if a provider computes in the types that a program has; asked before the work.
+
+    Raises:
+        InputError: it does not, so that the exported file could not be checked.
+    """
+    types = {w.dtype for w in program.info.values()}
+    if torch.bfloat16 in types and resolve_provider(provider) == "CPUExecutionProvider":
+        raise InputError(
+            "the weights are bfloat16, in which ONNX Runtime computes nothing on a CPU: the file could not be checked",
+            remedy="--dtype float32, or a --provider that computes in bfloat16; `fxslim plan` and `fxslim apply` "
+            "keep the type, and export nothing",
+        )
+
+
 def refuse_static(program: Program, calibration: object | None) -> None:
     """Returns if ranges of activations can be found on the calibration data; asked before the work.
 

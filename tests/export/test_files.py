@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -65,3 +66,15 @@ def test_a_missing_directory_is_an_input_error(tmp_path: Path) -> None:
 def test_a_directory_as_target_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a directory"):
         replace_model(tmp_path, lambda p: write_both(b"", p))
+
+
+def test_a_full_disk_is_an_input_error_and_leaves_the_old_model(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"old")
+    with pytest.raises(InputError, match=r"cannot be written: No space left(.|\n)*free space"):
+        replace_model(target, full)
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +94,37 @@ def test_a_cast_is_done_once(tmp_path: Path) -> None:
     assert cast.nbytes == _A.numel() * 2
     with pytest.raises(ValueError, match="already"):
         cast.cast(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("join", [torch.stack, torch.cat])
+def test_parts_are_put_together_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    """No part is still there when the next is read, in whatever type it is asked for."""
+    held = {f"w{i}": torch.randn(3, 4) for i in range(5)}
+    save_file(held, tmp_path / "w.safetensors")
+    made = join([Placeholder(entry) for entry in read_header(tmp_path / "w.safetensors").values()], 1).to(dtype)
+    alive: list[weakref.ref[Tensor]] = []
+    read = FileTensor.read
+
+    def noted(self: FileTensor) -> Tensor:
+        assert not any(one() is not None for one in alive)
+        value = read(self)
+        alive.append(weakref.ref(value))
+        return value
+
+    monkeypatch.setattr(FileTensor, "read", noted)
+    entry = entry_of(made)
+    assert isinstance(entry, ComposedTensor) and entry.besides == 3 * 4 * 4
+    assert torch.equal(entry.read(), join(list(held.values()), 1).to(dtype)) and len(alive) == 5
+
+
+def test_what_is_cast_twice_is_rounded_twice(tmp_path: Path) -> None:
+    held = {"a": torch.randn(7), "b": torch.randn(7)}
+    save_file(held, tmp_path / "w.safetensors")
+    both = torch.stack([Placeholder(entry) for entry in read_header(tmp_path / "w.safetensors").values()])
+    made = entry_of(both.to(torch.bfloat16).to(torch.float64))
+    assert isinstance(made, FileTensor)
+    assert torch.equal(made.read(), torch.stack(list(held.values())).bfloat16().double())
+    assert made.besides >= 14 * 2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fxslim.graph.capture import capture
-from fxslim.graph.errors import InputError
+from fxslim.graph.errors import InputError, LocalError
 from fxslim.graph.evaluate import Evaluator
 from fxslim.graph.stores import SPILLED_FROM, FileTensor, Spill, WeightStore, read_header, write_safetensors
 from tests.models.nets import MLP
@@ -129,3 +129,17 @@ def test_a_program_runs_off_its_file(tmp_path: Path) -> None:
     assert program.weights.on_disk
     (found,) = Evaluator(program).run([x])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 20])
+def test_a_cast_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Of none, whole ones and a shorter last one; a file that ends within is told."""
+    monkeypatch.setattr("fxslim.graph.stores._CAST_AT_ONCE", 4)
+    value = torch.randn(count).bfloat16()
+    save_file({"w": value}, path := tmp_path / "w.safetensors")
+    entry = read_header(path)["w"].cast(torch.float32)
+    assert torch.equal(entry.read(), value.float()) and entry.besides == 0
+    if count:
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(LocalError, match="cut short"):
+            entry.read()

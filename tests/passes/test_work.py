@@ -105,6 +105,12 @@ def test_more_data_and_a_wider_model_are_more_work(method: str) -> None:
     assert less < seconds(net(2 * WIDTH), data())
 
 
+def test_ranks_are_counted_by_patterns_of_weights() -> None:
+    analysis, batches, chosen = net(), data(), settings("svd-llm", data=True)
+    every, one = (count_work(analysis, batches, chosen, groups=g)["moments"].single for g in (None, ["2.*"]))
+    assert one == 2 * len(batches) * ROWS * WIDTH**2 and every == one + 2 * len(batches) * ROWS * IN**2
+
+
 def test_rates_of_this_machine_are_rates() -> None:
     from fxslim.machine import measure_rates
 

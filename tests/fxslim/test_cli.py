@@ -220,7 +220,7 @@ def test_doctor() -> None:
         (("--keep", "0.5", "--calibration", "nowhere.npz"), "no such data file"),
         (("--keep", "0.5", "--round-to", "0"), "round_to"),
         (("--keep", "0.5", "--threads", "0"), "--threads"),
-        (("--keep", "0.5", "--samples", "0", "--calibration", "DATA"), "limit is 0"),
+        (("--keep", "0.5", "--samples", "0", "--calibration", "DATA"), "--samples is 0"),
         (("--plan", "nowhere.json"), "cannot be read"),
         (("--plan", "nowhere.json", "--round-to", "8"), "--round-to: no effect"),
     ],

@@ -26,7 +26,7 @@ from torch.export import ExportedProgram
 
 from fxslim.graph.capture import capture, capture_exported
 from fxslim.graph.errors import InputError
-from fxslim.graph.placeholder import Placeholder
+from fxslim.graph.placeholder import Placeholder, types_in_files
 from fxslim.graph.program import Program
 from fxslim.models.digits_resnet import DigitsResNet
 
@@ -154,12 +154,29 @@ def refuse_bad_weights(source: Source) -> None:
     on disk are read one by one.
 
     Raises:
-        InputError: a weight holds NaN or Inf, or no data at all.
+        InputError: a weight holds NaN or Inf, or no data at all, or integers where the model computes with numbers of
+            floating point.
     """
     for name, tensor in source.module.named_parameters():
+        if isinstance(tensor, Placeholder):
+            _refuse_integers(source.name, name, tensor)
         _refuse_tensor(source.name, name, _data(tensor), masks=False)
     for name, buffer in source.module.named_buffers():
         _refuse_tensor(source.name, name, _data(buffer), masks=True)
+
+
+def _refuse_integers(model: str, name: str, tensor: Placeholder) -> None:
+    """What is quantised has scales somewhere else: without them its integers are other weights."""
+    held = sorted(
+        str(dtype).removeprefix("torch.") for dtype in types_in_files(tensor.entry) if not dtype.is_floating_point
+    )
+    if tensor.is_floating_point() and held:
+        raise InputError(
+            f"a weight is stored as {held[0]}, and the model computes with it in floating point",
+            at=f"{model}, {name}",
+            rule="integers that were cast would be other weights: what is quantised is scaled when it is used",
+            remedy="save the checkpoint in a floating point type",
+        )
 
 
 def _data(tensor: torch.Tensor) -> torch.Tensor:

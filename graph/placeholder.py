@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fxslim.graph.errors import InputError
 from fxslim.graph.stores import FileTensor
 
-__all__ = ["AbsentTensor", "ComposedTensor", "Placeholder", "entry_of", "has_placeholders"]
+__all__ = ["AbsentTensor", "ComposedTensor", "Placeholder", "entry_of", "has_placeholders", "types_in_files"]
 
 aten = torch.ops.aten
 
@@ -155,6 +155,14 @@ class Placeholder(Tensor):
 def entry_of(tensor: Tensor) -> Tensor | FileTensor:
     """What a store of weights holds for a tensor: where its data are, or itself."""
     return tensor.entry if isinstance(tensor, Placeholder) else tensor.detach()
+
+
+def types_in_files(entry: FileTensor) -> set[torch.dtype]:
+    """The types in which all that an entry is made of is stored."""
+    if not isinstance(entry, ComposedTensor):
+        return {entry.stored or entry.dtype}
+    sources = [e for e in pytree.tree_leaves(entry.args) if isinstance(e, FileTensor)]
+    return {dtype for source in sources for dtype in types_in_files(source)}
 
 
 def has_placeholders(module: nn.Module) -> bool:

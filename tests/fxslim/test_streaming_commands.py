@@ -123,6 +123,15 @@ def test_bfloat16_that_no_check_could_follow_is_refused_before_the_work(
     assert {w.dtype for w in load_file(made / "weights.safetensors").values() if w.dim() == 2} == {torch.bfloat16}
 
 
+def test_a_weight_of_integers_is_named(model: Path, tmp_path: Path) -> None:
+    def quantised(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[WEIGHT] = (tensors[WEIGHT] * 1000).to(torch.int8)
+
+    bad = changed(model, tmp_path / "bad", quantised)
+    found = run("plan", bad, "--keep", "0.8", "--stream")
+    assert found.exit_code == 2 and "is stored as int8" in found.output and WEIGHT in found.output
+
+
 def test_what_killed_runs_have_spilled_goes(tmp_path: Path) -> None:
     dead, busy = tmp_path / ".fxslim-dead", tmp_path / ".fxslim-busy"
     for folder in (dead, busy):

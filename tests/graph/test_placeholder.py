@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxslim.graph.errors import InputError
-from fxslim.graph.placeholder import AbsentTensor, ComposedTensor, Placeholder, entry_of
+from fxslim.graph.placeholder import AbsentTensor, ComposedTensor, Placeholder, entry_of, types_in_files
 from fxslim.graph.stores import FileTensor, read_header
 
 _A, _B = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -118,6 +118,16 @@ def test_parts_are_put_together_one_at_a_time(
     entry = entry_of(made)
     assert isinstance(entry, ComposedTensor) and entry.besides == 3 * 4 * 4
     assert torch.equal(entry.read(), join(list(held.values()), 1).to(dtype)) and len(alive) == 5
+
+
+def test_the_types_in_files_are_those_of_all_parts(tmp_path: Path) -> None:
+    held = {"a": torch.randn(7), "b": torch.arange(7, dtype=torch.int8)}
+    save_file(held, tmp_path / "w.safetensors")
+    a, b = (Placeholder(entry) for entry in read_header(tmp_path / "w.safetensors").values())
+    for made, wanted in ((a, {torch.float32}), (b.float(), {torch.int8}), (torch.stack([a, b.float()]).double(), None)):
+        entry = entry_of(made)
+        assert isinstance(entry, FileTensor)
+        assert types_in_files(entry) == (wanted or {torch.float32, torch.int8})
 
 
 def test_what_is_cast_twice_is_rounded_twice(tmp_path: Path) -> None:

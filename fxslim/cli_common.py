@@ -378,13 +378,14 @@ def one_or_several(values: Sequence[str] | None) -> str | tuple[str, ...] | None
 
 def opened(
     shown: Watcher, model: str, *, prepare: Sequence[str] | None = None, split_fused: bool = False,
-    further: Sequence[str] | None = None,
-    trust_pt2: bool = False, trust_remote_code: bool = False, dtype: str | None = None,
-    task: str | None = None, stream: bool = False, placing: Callable[[Program], None] | None = None,
+    further: Sequence[str] | None = None, trust_pt2: bool = False, trust_remote_code: bool = False,
+    dtype: str | None = None, task: str | None = None, stream: bool = False, judged: bool = False,
+    placing: Callable[[Program], object] = lambda program: None,
 ) -> tuple[Source, Analysis]:  # fmt: skip
     """The model and its analysis, each a step that is shown; prepared as a plan says, or as always. `placing` says
-    before that where the program runs."""
+    before that where the program runs. Weights on disk are only looked at where they are `judged`."""
     from fxslim.opening import open_model, prepared
+    from fxslim.sources import refuse_bad_weights
 
     shown.step("load")
     source = open_model(
@@ -392,7 +393,8 @@ def opened(
     )
     shown.step("capture")
     program = source.program
-    if placing is not None:
-        placing(program)
+    if stream and judged:
+        refuse_bad_weights(source)
+    placing(program)
     shown.step("analyze")
     return source, prepared(program, prepare, split_fused=split_fused, further=further or ())

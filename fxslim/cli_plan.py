@@ -92,7 +92,6 @@ def plan(
     from fxslim.outputs import write_text_atomic
     from fxslim.processes import follows
     from fxslim.slim_options import SlimOptions
-    from fxslim.sources import refuse_bad_weights
     from fxslim.streaming import place, refuse_unstreamable, scratch_beside
     from fxslim.subject import calibration_of
 
@@ -112,10 +111,8 @@ def plan(
         source, analysis = c.opened(
             shown, model, split_fused=split_fused, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
             dtype=dtype, task=task, further=prepare, stream=stream,
-            placing=lambda program: place(program, scratch, options),
+            placing=lambda program: place(program, scratch, options), judged=not memory,
         )  # fmt: skip
-        if stream and not memory:
-            refuse_bad_weights(source)
         shown.step("data")
         data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)
         shown.step("plan")
@@ -203,7 +200,6 @@ def apply(
     from fxslim.passes.plan import Plan
     from fxslim.passes.share_branches import before_sharing
     from fxslim.slim_options import SlimOptions
-    from fxslim.sources import refuse_bad_weights
     from fxslim.streaming import place, scratch_beside
     from fxslim.subject import calibration_of
 
@@ -220,10 +216,8 @@ def apply(
         source, analysis = c.opened(
             shown, model, prepare=before_sharing(chosen.prepare), trust_pt2=trust_pt2,
             trust_remote_code=trust_remote_code, dtype=dtype, task=task, stream=stream,
-            placing=lambda program: place(program, scratch, options),
+            placing=lambda program: place(program, scratch, options), judged=True,
         )  # fmt: skip
-        if stream:
-            refuse_bad_weights(source)
         chosen.selection(for_plan(analysis, chosen))  # refuses a plan of another model before anything costs time
         data = None
         if restore != "none" or chosen.subspaces:
@@ -283,7 +277,6 @@ def prove(
     from fxslim.passes.plan import Plan
     from fxslim.report import proof_facts
     from fxslim.slim_options import SlimOptions
-    from fxslim.sources import refuse_bad_weights
     from fxslim.streaming import place, scratch_beside
     from fxslim.subject import calibration_of
 
@@ -291,10 +284,9 @@ def prove(
     with scratch_beside(None, wanted=stream) as scratch, c.watching(quiet) as shown:
         source, analysis = c.opened(
             shown, model, prepare=chosen.prepare, trust_pt2=trust_pt2, trust_remote_code=trust_remote_code,
-            dtype=dtype, task=task, stream=stream, placing=lambda program: place(program, scratch, options),
+            dtype=dtype, task=task, stream=stream, judged=True,
+            placing=lambda program: place(program, scratch, options),
         )  # fmt: skip
-        if stream:
-            refuse_bad_weights(source)
         data = None
         if chosen.subspaces:  # their bases come from the data that the plan was made with
             data = calibration_of(source, calibration, samples=samples, window=window, seed=seed, text_field=text_field)

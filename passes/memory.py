@@ -89,8 +89,7 @@ class _Counted:
             return 0
         entries = {name: self._program.weights.entry(name) for name in weights_of(piece)}
         twice = sum(entry.nbytes for name, entry in entries.items() if name in self._refitted)
-        reading = max((e.besides for e in entries.values() if isinstance(e, FileTensor)), default=0)
-        return sum(entry.nbytes for entry in entries.values()) + twice + reading
+        return sum(entry.nbytes for entry in entries.values()) + twice + _reading(self._program, piece)
 
     def activations(self, start: int, end: int) -> int:
         """Bytes of all runs while the nodes from `start` to `end` are evaluated for one after the other."""
@@ -117,6 +116,12 @@ def _statistics(
     return {"second moments": 2 * square, "solving": max(taking, solving)}
 
 
+def _reading(program: Program, nodes: Sequence[fx.Node]) -> int:
+    """Bytes that reading the weights of calls needs besides theirs: they are read one after the other."""
+    entries = (program.weights.entry(name) for name in weights_of(nodes))
+    return max((e.besides for e in entries if isinstance(e, FileTensor)), default=0)
+
+
 def proof_memory(program: Program, inputs: Sequence[Tensor]) -> Peak:
     """The peak of running a program in float64 on one set of inputs, each weight read when it is used."""
     run, found = liveness(program, inputs, double=True), []
@@ -124,8 +129,7 @@ def proof_memory(program: Program, inputs: Sequence[Tensor]) -> Peak:
         if node.op == "call_function":
             read = [program.info[name] for name in weights_of([node])]
             wide = sum(w.numel * (_DOUBLE + program.weights.on_disk * w.dtype.itemsize) for w in read)
-            entries = [program.weights.entry(name) for name in weights_of([node])]
-            wide += max((e.besides for e in entries if isinstance(e, FileTensor)), default=0)
+            wide += _reading(program, [node])
             found.append(Peak(node.name, {"weights": wide, "activations": run.inner[number]}))
     return max(found, key=lambda peak: peak.bytes, default=Peak("", {}))
 

@@ -133,24 +133,22 @@ def others_at_work() -> int:
 
 
 def nothing_of(statistic: T) -> T:
-    """The statistic of no data at all, shaped like another one."""
-    if isinstance(statistic, Tensor):
-        held = torch.device("cpu") if statistic.is_meta else statistic.device
-        return torch.zeros_like(statistic, device=held)  # type: ignore[return-value]
-    if isinstance(statistic, int | float):
-        return type(statistic)(0)
-    assert is_dataclass(statistic) and not isinstance(statistic, type)
-    return replace(statistic, **{f.name: nothing_of(getattr(statistic, f.name)) for f in fields(statistic)})
+    """The statistic of no data at all, shaped like another one, or like the outline of one."""
+    return _empty(statistic, lambda t: torch.zeros_like(t, device="cpu" if t.is_meta else t.device))
 
 
 def _outline(statistic: T) -> T:
     """A statistic without its values, as `nothing_of` takes it."""
+    return _empty(statistic, lambda t: torch.empty_like(t, device="meta"))
+
+
+def _empty(statistic: T, make: Callable[[Tensor], Tensor]) -> T:
     if isinstance(statistic, Tensor):
-        return torch.empty_like(statistic, device="meta")  # type: ignore[return-value]
+        return make(statistic)  # type: ignore[return-value]
     if isinstance(statistic, int | float):
         return type(statistic)(0)
     assert is_dataclass(statistic) and not isinstance(statistic, type)
-    return replace(statistic, **{f.name: _outline(getattr(statistic, f.name)) for f in fields(statistic)})
+    return replace(statistic, **{f.name: _empty(getattr(statistic, f.name), make) for f in fields(statistic)})
 
 
 @contextmanager

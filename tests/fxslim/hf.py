@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from fxslim.graph.capture import capture
 from fxslim.graph.program import Program
 from fxslim.graph.serialize import load, save
 
-__all__ = ["tiny_llama", "wide_layers"]
+__all__ = ["tiny_llama", "token_data", "wide_layers"]
 
 
 def tiny_llama(place: Path, layers: int = 2) -> Path:
@@ -27,6 +28,13 @@ def tiny_llama(place: Path, layers: int = 2) -> Path:
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).eval().save_pretrained(place, max_shard_size="20kB")
     return place
+
+
+def token_data(path: Path, rows: int, tokens: int = 16) -> Path:
+    """Random ids for `tiny_llama`, as an .npz file."""
+    ids = np.random.default_rng(0).integers(0, 64, (rows, tokens))
+    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids))
+    return path
 
 
 class _Layer(nn.Module):

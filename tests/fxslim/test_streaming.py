@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -21,7 +20,7 @@ from fxslim.graph.errors import InputError
 from fxslim.pipeline import SlimOptions, slim
 from fxslim.run_steps import Unwatched
 from fxslim.streaming import device_of, refuse_unstreamable
-from tests.fxslim.hf import tiny_llama
+from tests.fxslim.hf import tiny_llama, token_data
 
 ROWS, TOKENS = 24, 16
 FACTOR = 1.5  # by which what is said of memory may exceed what is needed
@@ -34,10 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "data.npz"
-    ids = np.random.default_rng(0).integers(0, 64, (ROWS, TOKENS))
-    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids))
-    return path
+    return token_data(tmp_path_factory.mktemp("data") / "data.npz", ROWS, TOKENS)
 
 
 def options(model: Path, data: Path, **more: Any) -> SlimOptions:

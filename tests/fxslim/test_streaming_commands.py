@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -22,7 +21,7 @@ from fxslim.pipeline import SlimOptions, slim
 from fxslim.recipe import Pinned
 from fxslim.run_steps import Unwatched
 from fxslim.streaming import scratch_beside
-from tests.fxslim.hf import tiny_llama
+from tests.fxslim.hf import tiny_llama, token_data
 
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
 
@@ -34,10 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "data.npz"
-    ids = np.random.default_rng(0).integers(0, 64, (8 * FEWEST, 16))
-    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids))
-    return path
+    return token_data(tmp_path_factory.mktemp("data") / "data.npz", 8 * FEWEST)
 
 
 @pytest.fixture
